@@ -1,0 +1,37 @@
+"""``python -m mioloop script.py args...`` and ``python -m mioloop -m module args...``: run a program, unchanged, on mioloop."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import runpy
+import sys
+
+from . import install
+
+
+def main() -> None:
+    """Run the program that the command line names, as ``python`` would, with mioloop as asyncio's loop."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mioloop", description="Run a Python program with mioloop as asyncio's event loop."
+    )
+    # All that follows the program's name is the program's own.
+    parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE", help="run a module")
+    parser.add_argument("program", nargs=argparse.REMAINDER, metavar="script.py args...", help="run a file")
+    options = parser.parse_args()
+    if options.module:
+        install()
+        sys.argv[:] = options.module
+        runpy.run_module(options.module[0], run_name="__main__", alter_sys=True)
+    elif options.program and options.module is None:
+        install()
+        script = options.program[0]
+        sys.argv[:] = options.program
+        sys.path[0] = os.path.dirname(os.path.abspath(script))
+        runpy.run_path(script, run_name="__main__")
+    else:
+        parser.error("a script, or -m and a module, is required")
+
+
+if __name__ == "__main__":
+    main()

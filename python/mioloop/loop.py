@@ -1,0 +1,239 @@
+"""The event loop that programs see.
+
+`_core.EventLoop` does what happens once per event. `asyncio.BaseEventLoop`, behind it in the method resolution order, is
+the rest: argument checks, name resolution, servers, executors, the exception handler, all of it the code of the Python
+that runs. What stands here happens once per program, connection or process: the hooks that `BaseEventLoop` leaves to its
+heirs. Where the standard library's own heir, the selector loop, has a hook that rests on nothing but `add_reader` and
+`add_writer`, that very function is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import weakref
+from asyncio import base_events, selector_events, sslproto, unix_events
+from collections.abc import Callable
+from typing import Any
+
+from . import _core
+from .signals import Signals
+
+_Selector: Any = unix_events._UnixSelectorEventLoop  # type: ignore[attr-defined]
+_Datagram: Any = selector_events._SelectorDatagramTransport  # type: ignore[attr-defined]
+
+
+class _DatagramTransport(_Datagram):  # type: ignore[misc]
+    """The standard library's, but for its look: it would ask a selector what it is doing."""
+
+    def __repr__(self) -> str:
+        state = " closed" if self._sock is None else " closing" if self._closing else ""
+        return f"<DatagramTransport{state} fd={self._sock_fd}>"
+
+
+class Loop(_core.EventLoop, asyncio.BaseEventLoop):
+    """An asyncio event loop on a mio reactor.
+
+    It has every method of `asyncio.AbstractEventLoop`, documented there, with the arguments that the running Python has.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._signals = Signals(self)
+        self._transports: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._unix_server_sockets: dict[socket.socket, int] = {}
+        if sys.version_info >= (3, 14):
+            # Before, the policy has the watcher. A thread waits for each process where there are no pidfds.
+            pidfd = unix_events.can_use_pidfd()
+            self._watcher = unix_events._PidfdChildWatcher() if pidfd else unix_events._ThreadedChildWatcher()
+
+    def run_forever(self) -> None:
+        """Run until `stop()` is called, or `KeyboardInterrupt` or `SystemExit` is raised in a callback.
+
+        Raises RuntimeError if the loop is closed or running, or if another loop runs in this thread.
+        """
+        self._check_closed()  # type: ignore[attr-defined]
+        self._signals.begin_run()
+        try:
+            super().run_forever()
+        finally:
+            self._signals.end_run()
+
+    def close(self) -> None:
+        """Close the loop and let go of all that it holds. A second time does nothing.
+
+        Raises RuntimeError if the loop is running.
+        """
+        if self.is_running():
+            raise RuntimeError("Cannot close a running event loop")
+        if self.is_closed():
+            return
+        self._signals.close()
+        super().close()
+        self._release()
+
+    # Signals.
+
+    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: Any) -> None:
+        """Call `callback(*args)` in the loop whenever the process receives signal `sig`.
+
+        Raises ValueError for what is no signal, RuntimeError for one that can't be caught or outside the main thread,
+        TypeError for a coroutine function. As `asyncio.loop.add_signal_handler`.
+        """
+        self._signals.add(sig, callback, args)
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """Give signal `sig` its default action back. Return whether there was a handler.
+
+        As `asyncio.loop.remove_signal_handler`.
+        """
+        return self._signals.remove(sig)
+
+    # Transports.
+
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: Any,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        context: Any = None,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        **timeouts: Any,
+    ) -> asyncio.Transport:
+        ssl_protocol: Any = sslproto.SSLProtocol(
+            self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
+        )
+        self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server, context=context)
+        transport: asyncio.Transport = ssl_protocol._app_transport
+        return transport
+
+    def _make_datagram_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.DatagramProtocol,
+        address: Any = None,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> asyncio.DatagramTransport:
+        self._ensure_fd_no_transport(sock)
+        transport: asyncio.DatagramTransport = _DatagramTransport(self, sock, protocol, address, waiter, extra)
+        return transport
+
+    _make_read_pipe_transport = _Selector._make_read_pipe_transport
+    _make_write_pipe_transport = _Selector._make_write_pipe_transport
+    _make_subprocess_transport = _Selector._make_subprocess_transport
+    _child_watcher_callback = _Selector._child_watcher_callback
+
+    # Servers.
+
+    def _start_serving(
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        sock: socket.socket,
+        sslcontext: Any = None,
+        server: Any = None,
+        backlog: int = 100,
+        *rest: Any,
+        context: Any = None,
+        **timeouts: Any,
+    ) -> None:
+        if sslcontext is None:
+            self._start_listening(protocol_factory, sock, server, backlog, context)
+        else:
+            # A TLS handshake takes a task of its own, whose errors are the standard library's business.
+            options = {"context": context} if context is not None else {}
+            _Selector._start_serving(
+                self, protocol_factory, sock, sslcontext, server, backlog, *rest, **timeouts, **options
+            )
+
+    _accept_connection = _Selector._accept_connection
+    _accept_connection2 = _Selector._accept_connection2
+
+    def _stop_serving(self, sock: socket.socket) -> None:
+        inode = self._unix_server_sockets.pop(sock, None)
+        path = sock.getsockname() if inode is not None else None
+        if not self._stop_listening(sock.fileno()):
+            self._remove_reader(sock.fileno())
+        sock.close()
+        if path is not None:
+            self._remove_socket_file(path, inode)
+
+    def _remove_socket_file(self, path: str, inode: int | None) -> None:
+        # Another server may have taken the path over in the meantime; its file has another inode.
+        try:
+            if os.stat(path).st_ino == inode:
+                os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            unix_events.logger.error(  # type: ignore[attr-defined]
+                "Unable to clean up listening UNIX socket %r: %r", path, error
+            )
+
+    create_unix_connection = _Selector.create_unix_connection
+    create_unix_server = _Selector.create_unix_server
+
+    # Sockets.
+
+    sock_connect = _Selector.sock_connect
+    _sock_connect = _Selector._sock_connect
+    _sock_connect_cb = _Selector._sock_connect_cb
+    _sock_write_done = _Selector._sock_write_done
+
+    async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
+        """Accept a connection on a listening socket; return its socket, which does not block, and the peer's address.
+
+        Cancelled at any point, it has not taken a connection out of the queue. As `asyncio.loop.sock_accept`.
+        """
+        base_events._check_ssl_socket(sock)  # type: ignore[attr-defined]
+        if self.get_debug() and sock.gettimeout() != 0:
+            raise ValueError("the socket must be non-blocking")
+        while True:
+            try:
+                connection, address = sock.accept()
+            except (BlockingIOError, InterruptedError):
+                await self._wait_readable(sock)
+            else:
+                connection.setblocking(False)
+                return connection, address
+
+    async def _wait_readable(self, sock: socket.socket) -> None:
+        waiter = self.create_future()
+        # A socket is closed with its number: remember it.
+        fd = sock.fileno()
+        self._ensure_fd_no_transport(fd)
+        handle = self._add_reader(fd, asyncio.futures._set_result_unless_cancelled, waiter, None)  # type: ignore[attr-defined]
+        try:
+            await waiter
+        finally:
+            # Unless somebody has registered another reader in its place.
+            if not handle.cancelled():
+                self._remove_reader(fd)
+
+    # Sendfile.
+
+    async def _sendfile_native(self, transp: _core.StreamTransport, file: Any, offset: int, count: int | None) -> int:
+        resume_reading = transp.is_reading()
+        transp.pause_reading()
+        await transp._make_empty_waiter()
+        self._lend_descriptor(transp, True)
+        try:
+            sent: int = await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
+            return sent
+        finally:
+            self._lend_descriptor(transp, False)
+            transp._reset_empty_waiter()
+            if resume_reading:
+                transp.resume_reading()
+
+    _sock_sendfile_native = _Selector._sock_sendfile_native
+    _sock_sendfile_native_impl = _Selector._sock_sendfile_native_impl
+    _sock_sendfile_update_filepos = _Selector._sock_sendfile_update_filepos
+    _sock_add_cancellation_callback = _Selector._sock_add_cancellation_callback

@@ -1,0 +1,155 @@
+"""Signals, from the C handler to a callback in the loop.
+
+CPython's C handler for a signal only takes a note; Python code runs when the main thread next executes some. A loop that
+sleeps in its poll executes none, and the kernel may have interrupted another thread than the one that sleeps, or have
+delivered the signal a moment before the sleep began. So while a loop runs in the main thread it owns the *wakeup
+descriptor* (`signal.set_wakeup_fd`): the C handler writes the signal's number to a socket which the loop reads, and that
+ends the sleep whatever the race.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import errno
+import inspect
+import signal
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .loop import Loop
+
+_Handler = tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]
+
+
+class Signals:
+    """The signal handlers of one loop, and the wakeup descriptor while it is the loop's."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._handlers: dict[int, _Handler] = {}
+        self._sockets: tuple[socket.socket, socket.socket] | None = None
+        # The descriptor that ours has taken the place of; None while ours is not in place.
+        self._displaced: int | None = None
+        self._runs = 0
+
+    def begin_run(self) -> None:
+        """Take the wakeup descriptor, if this is the main thread."""
+        try:
+            self._take_wakeup()
+        except ValueError:
+            return
+        finally:
+            self._runs += 1
+
+    def end_run(self) -> None:
+        """Give the wakeup descriptor back, unless there are handlers: a signal between two runs must not be lost."""
+        self._runs -= 1
+        self._give_wakeup_back()
+
+    def close(self) -> None:
+        """Give every signal its default action back."""
+        for sig in list(self._handlers):
+            self.remove(sig)
+        self._give_wakeup_back()
+        if self._sockets is not None:
+            receiver, sender = self._sockets
+            self._sockets = None
+            self._loop._remove_reader(receiver)
+            receiver.close()
+            sender.close()
+
+    def add(self, sig: int, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """See `Loop.add_signal_handler`."""
+        if inspect.iscoroutine(callback) or inspect.iscoroutinefunction(callback):
+            raise TypeError("coroutines cannot be used with add_signal_handler()")
+        _check_signal(sig)
+        self._loop._check_closed()  # type: ignore[attr-defined]
+        try:
+            self._take_wakeup()
+        except (ValueError, OSError) as error:
+            raise RuntimeError(str(error)) from error
+        try:
+            # Something must be installed for the C handler to be called at all.
+            _set_action(sig, _ignore)
+            # The system calls of other threads go on after it.
+            signal.siginterrupt(sig, False)
+        except BaseException:
+            self._give_wakeup_back()
+            raise
+        self._handlers[sig] = (callback, args, contextvars.copy_context())
+
+    def remove(self, sig: int) -> bool:
+        """See `Loop.remove_signal_handler`."""
+        _check_signal(sig)
+        if self._handlers.pop(sig, None) is None:
+            return False
+        _set_action(sig, signal.default_int_handler if sig == signal.SIGINT else signal.SIG_DFL)
+        self._give_wakeup_back()
+        return True
+
+    def _take_wakeup(self) -> None:
+        if self._displaced is not None:
+            return
+        if self._sockets is None:
+            receiver, sender = socket.socketpair()
+            receiver.setblocking(False)
+            sender.setblocking(False)
+            try:
+                displaced = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+            except ValueError:
+                receiver.close()
+                sender.close()
+                raise
+            self._sockets = (receiver, sender)
+            self._loop._add_reader(receiver, self._read)
+        else:
+            displaced = signal.set_wakeup_fd(self._sockets[1].fileno(), warn_on_full_buffer=False)
+        self._displaced = displaced
+
+    def _give_wakeup_back(self) -> None:
+        if self._displaced is None or self._handlers or self._runs:
+            return
+        assert self._sockets is not None
+        try:
+            current = signal.set_wakeup_fd(self._displaced, warn_on_full_buffer=False)
+        except ValueError:
+            # A loop of the main thread, closed in another: that thread alone could do it.
+            return
+        if current != self._sockets[1].fileno():
+            # Somebody has put theirs in the place of ours meanwhile; it is theirs to take away.
+            signal.set_wakeup_fd(current, warn_on_full_buffer=False)
+        self._displaced = None
+
+    def _read(self) -> None:
+        """The socket is readable: signals have come. (Handlers of `signal.signal` have run by now.)"""
+        assert self._sockets is not None
+        try:
+            numbers = self._sockets[0].recv(4096)
+        except (BlockingIOError, InterruptedError):
+            return
+        for number in numbers:
+            if (handler := self._handlers.get(number)) is not None:
+                callback, args, context = handler
+                self._loop.call_soon(callback, *args, context=context)
+
+
+def _ignore(sig: int, frame: Any) -> None:
+    """The action of a signal that a loop handles: nothing, in the place where signals are handled otherwise."""
+
+
+def _set_action(sig: int, action: Any) -> None:
+    try:
+        signal.signal(sig, action)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise RuntimeError(f"sig {sig} cannot be caught") from error
+        raise
+
+
+def _check_signal(sig: int) -> None:
+    if not isinstance(sig, int):
+        raise TypeError(f"sig must be an int, not {sig!r}")
+    if sig not in signal.valid_signals():
+        raise ValueError(f"invalid signal number {sig}")

@@ -1,0 +1,285 @@
+//! The event loop: its state, and the names of it that Python sees.
+//!
+//! The class is a base of `mioloop.Loop`, before `asyncio.BaseEventLoop`: what is here shadows the standard library's
+//! method of the same name, and all the rest of a loop is the standard library's own code.
+
+mod run;
+mod schedule;
+mod services;
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mio::Waker;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTuple};
+
+use crate::fd_watch::FdWatch;
+use crate::handle::{Handle, TimerHandle};
+use crate::py::AttachedCell;
+use crate::reactor::{Key, Poller, Reactor, Readiness};
+use crate::sys;
+use crate::timers::TimerQueue;
+use crate::transport::{Listener, StreamTransport};
+
+pub use services::ReadBuffer;
+
+/// Something to do in this iteration or the next.
+enum Ready {
+    Call(Py<Handle>),
+    /// A registered source that can be read or written.
+    Source(Key, Readiness),
+    /// A transport whose protocol has been told of the connection, and that may read from now on.
+    Start(Py<StreamTransport>),
+}
+
+/// On whose behalf a descriptor is watched.
+pub enum Owner {
+    Watch(FdWatch),
+    Stream(Py<StreamTransport>),
+    Listener(Py<Listener>),
+}
+
+impl Owner {
+    fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match self {
+            Owner::Watch(watch) => watch.traverse(visit),
+            Owner::Stream(transport) => visit.call(transport),
+            Owner::Listener(listener) => visit.call(listener),
+        }
+    }
+}
+
+/// What any thread may touch, without the interpreter lock's help.
+struct Shared {
+    /// Calls that other threads have scheduled, in order, until the loop takes them over.
+    incoming: Mutex<Vec<Py<Handle>>>,
+    has_incoming: AtomicBool,
+    /// The loop is in a poll that may last, or about to enter it: whoever has something for it must wake it, once.
+    sleeping: AtomicBool,
+    stopping: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+/// The Rust half of `mioloop.Loop`.
+#[pyclass(subclass, frozen, module = "mioloop._core")]
+pub struct EventLoop {
+    ready: AttachedCell<VecDeque<Ready>>,
+    timers: AttachedCell<TimerQueue<Py<TimerHandle>>>,
+    reactor: AttachedCell<Option<Reactor<Owner>>>,
+    /// Away while a poll is on.
+    poller: AttachedCell<Option<Poller>>,
+    read_buffer: AttachedCell<Option<ReadBuffer>>,
+    closed: AttachedCell<bool>,
+    debug: AttachedCell<bool>,
+    /// The thread that runs the loop, as `threading.get_ident()` names it.
+    thread_id: AttachedCell<Option<u64>>,
+    shared: Shared,
+}
+
+impl EventLoop {
+    pub fn is_debug(&self, py: Python<'_>) -> bool {
+        self.debug.get(py)
+    }
+
+    pub fn check_open(&self, py: Python<'_>) -> PyResult<()> {
+        match self.closed.get(py) {
+            true => Err(PyRuntimeError::new_err("Event loop is closed")),
+            false => Ok(()),
+        }
+    }
+
+    /// `loop.call_exception_handler(context)`, which users override.
+    pub fn call_exception_handler(slf: &Bound<'_, Self>, context: &Bound<'_, PyDict>) -> PyResult<()> {
+        slf.call_method1(intern!(slf.py(), "call_exception_handler"), (context,)).map(drop)
+    }
+
+    /// Lets go of all that the loop holds. The parts are dropped outside the borrows: that may run Python code.
+    fn let_go(&self, py: Python<'_>) {
+        let incoming = self.take_incoming();
+        let ready = self.ready.replace(py, VecDeque::new());
+        let timers = self.timers.replace(py, TimerQueue::new());
+        let owners = self.reactor.borrow_mut(py).as_mut().map(Reactor::take_all);
+        drop((incoming, ready, timers, owners));
+    }
+
+    fn take_incoming(&self) -> Vec<Py<Handle>> {
+        self.shared.has_incoming.store(false, Ordering::SeqCst);
+        match self.shared.incoming.lock() {
+            Ok(mut incoming) => std::mem::take(&mut *incoming),
+            Err(poisoned) => std::mem::take(&mut *poisoned.into_inner()),
+        }
+    }
+}
+
+#[pymethods]
+impl EventLoop {
+    #[new]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        let (reactor, poller) = Reactor::new()?;
+        let waker = reactor.waker()?;
+        Ok(EventLoop {
+            ready: AttachedCell::new(VecDeque::new()),
+            timers: AttachedCell::new(TimerQueue::new()),
+            reactor: AttachedCell::new(Some(reactor)),
+            poller: AttachedCell::new(Some(poller)),
+            read_buffer: AttachedCell::new(None),
+            closed: AttachedCell::new(false),
+            debug: AttachedCell::new(false),
+            thread_id: AttachedCell::new(None),
+            shared: Shared {
+                incoming: Mutex::new(Vec::new()),
+                has_incoming: AtomicBool::new(false),
+                sleeping: AtomicBool::new(false),
+                stopping: AtomicBool::new(false),
+                waker: Mutex::new(Some(waker)),
+            },
+        })
+    }
+
+    /// The time, in seconds, of the clock that `call_at` goes by: that of `time.monotonic()`.
+    fn time(&self) -> f64 {
+        sys::monotonic()
+    }
+
+    /// Whether the loop runs now.
+    fn is_running(&self, py: Python<'_>) -> bool {
+        self.thread_id.get(py).is_some()
+    }
+
+    /// Whether the loop was closed.
+    fn is_closed(&self, py: Python<'_>) -> bool {
+        self.closed.get(py)
+    }
+
+    /// Makes `run_forever` return at the end of the current iteration; if the loop does not run, the next
+    /// `run_forever` does one iteration.
+    fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+    }
+
+    fn get_debug(&self, py: Python<'_>) -> bool {
+        self.is_debug(py)
+    }
+
+    /// Frees what the core holds: queues, registrations, descriptors. `Loop.close` calls it last.
+    fn _release(&self, py: Python<'_>) {
+        self.let_go(py);
+        let parts = (self.reactor.replace(py, None), self.poller.replace(py, None), self.read_buffer.replace(py, None));
+        let waker = match self.shared.waker.lock() {
+            Ok(mut waker) => waker.take(),
+            Err(poisoned) => poisoned.into_inner().take(),
+        };
+        drop((parts, waker));
+    }
+
+    // What `BaseEventLoop` keeps in attributes, its own code and other people's reads and assigns. Here they are
+    // windows on the core's state.
+
+    #[getter]
+    fn _closed(&self, py: Python<'_>) -> bool {
+        self.closed.get(py)
+    }
+
+    #[setter(_closed)]
+    fn set_closed(&self, py: Python<'_>, closed: bool) {
+        self.closed.set(py, closed);
+    }
+
+    #[getter]
+    fn _stopping(&self) -> bool {
+        self.shared.stopping.load(Ordering::SeqCst)
+    }
+
+    #[setter(_stopping)]
+    fn set_stopping(&self, stopping: bool) {
+        self.shared.stopping.store(stopping, Ordering::SeqCst);
+    }
+
+    #[getter]
+    fn _debug(&self, py: Python<'_>) -> bool {
+        self.is_debug(py)
+    }
+
+    #[setter(_debug)]
+    fn set_debug_flag(&self, debug: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.debug.set(debug.py(), debug.is_truthy()?);
+        Ok(())
+    }
+
+    #[getter]
+    fn _thread_id(&self, py: Python<'_>) -> Option<u64> {
+        self.thread_id.get(py)
+    }
+
+    #[setter(_thread_id)]
+    fn set_thread_id(&self, py: Python<'_>, thread_id: Option<u64>) {
+        self.thread_id.set(py, thread_id);
+    }
+
+    /// A picture of the handles that are ready; changing it changes nothing.
+    #[getter]
+    fn _ready<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        self.take_over_incoming(py);
+        let handles: Vec<Py<Handle>> = (self.ready.borrow_mut(py).iter())
+            .filter_map(|ready| match ready {
+                Ready::Call(handle) => Some(handle.clone_ref(py)),
+                Ready::Source(..) | Ready::Start(_) => None,
+            })
+            .collect();
+        PyList::new(py, handles)
+    }
+
+    /// `BaseEventLoop.__init__` assigns an empty queue. The queue is the core's.
+    #[setter(_ready)]
+    fn set_ready(&self, _queue: &Bound<'_, PyAny>) {}
+
+    /// A picture of the timers that are waiting, in no order; changing it changes nothing.
+    #[getter]
+    fn _scheduled<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let timers: Vec<Py<TimerHandle>> =
+            self.timers.borrow_mut(py).values().map(|timer| timer.clone_ref(py)).collect();
+        PyList::new(py, timers)
+    }
+
+    /// As `_ready`.
+    #[setter(_scheduled)]
+    fn set_scheduled(&self, _timers: &Bound<'_, PyAny>) {}
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Ok(ready) = self.ready.borrow_for_traverse() {
+            for item in ready.iter() {
+                match item {
+                    Ready::Call(handle) => visit.call(handle)?,
+                    Ready::Start(transport) => visit.call(transport)?,
+                    Ready::Source(..) => {}
+                }
+            }
+        }
+        if let Ok(timers) = self.timers.borrow_for_traverse() {
+            for timer in timers.values() {
+                visit.call(timer)?;
+            }
+        }
+        if let Ok(reactor) = self.reactor.borrow_for_traverse() {
+            for owner in reactor.iter().flat_map(|reactor| reactor.owners()) {
+                owner.traverse(visit)?;
+            }
+        }
+        if let Ok(incoming) = self.shared.incoming.try_lock() {
+            for handle in incoming.iter() {
+                visit.call(handle)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        self.let_go(py);
+    }
+}

@@ -1,0 +1,218 @@
+//! One iteration: take in what other threads have left, look for I/O and timers, run what was ready.
+//!
+//! ```text
+//!   incoming ──┐
+//!   I/O events ├──> ready ──> run as many as there were when the iteration began
+//!   timers ────┘      ^                      │
+//!                     └──── call_soon ───────┘
+//! ```
+//!
+//! The poll is a system call, so a loop that is busy with callbacks does not make one in each iteration: I/O is looked
+//! at when nothing is ready, and otherwise once in [`POLL_INTERVAL`] seconds or [`POLL_ITERATIONS`] iterations,
+//! whichever comes first. Timers are compared with the clock in every iteration, so they keep asyncio's order.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::{EventLoop, Owner, Ready};
+use crate::handle::Handle;
+use crate::py::{Asyncio, is_fatal};
+use crate::reactor::{Key, Readiness};
+use crate::sys;
+use crate::transport::{Listener, StreamTransport};
+
+const POLL_INTERVAL: f64 = 250e-6;
+const POLL_ITERATIONS: u32 = 64;
+
+/// No poll lasts longer (asyncio's limit too): what the kernel takes as a timeout is bounded.
+const LONGEST_POLL: f64 = 24.0 * 3600.0;
+
+/// asyncio runs timers that are due within the resolution of its clock.
+const CLOCK_RESOLUTION: f64 = 1e-9;
+
+/// When the loop last looked for I/O.
+struct LastPoll {
+    time: f64,
+    iterations: u32,
+}
+
+#[pymethods]
+impl EventLoop {
+    /// Runs iterations until `stop()` is called.
+    ///
+    /// `BaseEventLoop.run_forever` calls this in a loop of its own and leaves that when `_stopping` is set. Staying
+    /// here until then is the same, without a Python frame for each iteration.
+    fn _run_once(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let this = slf.get();
+        // The first iteration polls whatever is ready: `stop()` before `run_forever()` asks for just that.
+        let mut last_poll = LastPoll { time: f64::NEG_INFINITY, iterations: 0 };
+        loop {
+            Self::run_iteration(slf, &mut last_poll)?;
+            if this.shared.stopping.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl EventLoop {
+    fn run_iteration(slf: &Bound<'_, Self>, last_poll: &mut LastPoll) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        if this.shared.has_incoming.load(Ordering::SeqCst) {
+            this.take_over_incoming(py);
+        }
+        let mut now = sys::monotonic();
+        let idle = this.ready.borrow_mut(py).is_empty();
+        if idle || last_poll.iterations >= POLL_ITERATIONS || now - last_poll.time >= POLL_INTERVAL {
+            let timeout = if idle { this.time_to_sleep(py, now) } else { Some(Duration::ZERO) };
+            this.poll(py, timeout)?;
+            now = sys::monotonic();
+            *last_poll = LastPoll { time: now, iterations: 0 };
+        }
+        last_poll.iterations += 1;
+        this.queue_due_timers(py, now + CLOCK_RESOLUTION);
+        // Counted now: what the callbacks schedule runs in the next iteration.
+        let count = this.ready.borrow_mut(py).len();
+        let debug = this.is_debug(py);
+        for _ in 0..count {
+            let Some(item) = this.ready.borrow_mut(py).pop_front() else { break };
+            if debug { Self::run_ready_timed(slf, item)? } else { Self::run_ready(slf, item)? }
+        }
+        Ok(())
+    }
+
+    /// How long nothing will happen by itself; `None`: for ever.
+    fn time_to_sleep(&self, py: Python<'_>, now: f64) -> Option<Duration> {
+        if self.shared.stopping.load(Ordering::SeqCst) {
+            return Some(Duration::ZERO);
+        }
+        let deadline = self.timers.borrow_mut(py).next_deadline()?;
+        Some(Duration::from_secs_f64((deadline - now).clamp(0.0, LONGEST_POLL)))
+    }
+
+    /// Waits for events and queues what they make ready. Signal handlers of Python run before that: one that raises
+    /// leaves the loop here.
+    fn poll(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<()> {
+        let Some(mut poller) = self.poller.replace(py, None) else { return self.check_open(py) };
+        let polled = if timeout == Some(Duration::ZERO) {
+            poller.poll(timeout)
+        } else {
+            self.shared.sleeping.store(true, Ordering::SeqCst);
+            // Whoever came before the flag was up has not woken us.
+            let timeout = match self.shared.has_incoming.load(Ordering::SeqCst) {
+                true => Some(Duration::ZERO),
+                false => timeout,
+            };
+            let polled = py.detach(|| poller.poll(timeout));
+            self.shared.sleeping.store(false, Ordering::SeqCst);
+            polled
+        };
+        let events = match polled {
+            Ok(()) => {
+                self.queue_events(py, poller.events());
+                Ok(())
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error),
+        };
+        drop(self.poller.replace(py, Some(poller)));
+        events?;
+        py.check_signals()?;
+        self.take_over_incoming(py);
+        Ok(())
+    }
+
+    fn queue_events(&self, py: Python<'_>, events: impl Iterator<Item = (Key, Readiness)>) {
+        let reactor = self.reactor.borrow_mut(py);
+        let Some(reactor) = reactor.as_ref() else { return };
+        let mut ready = self.ready.borrow_mut(py);
+        for (key, readiness) in events {
+            match reactor.owner(key) {
+                // The registration is over; the kernel had the event already.
+                None => {}
+                // The handles are queued, not the source: cancelling them until they run must do.
+                Some(Owner::Watch(watch)) => ready.extend(watch.ready_handles(py, readiness).map(Ready::Call)),
+                Some(Owner::Stream(_) | Owner::Listener(_)) => ready.push_back(Ready::Source(key, readiness)),
+            }
+        }
+    }
+
+    fn queue_due_timers(&self, py: Python<'_>, end: f64) {
+        let mut timers = self.timers.borrow_mut(py);
+        while let Some(timer) = timers.pop_before(end) {
+            let timer = timer.into_bound(py);
+            timer.get().set_key(py, None);
+            self.ready.borrow_mut(py).push_back(Ready::Call(timer.into_super().unbind()));
+        }
+    }
+
+    /// An error from here leaves the loop.
+    fn run_ready(slf: &Bound<'_, Self>, item: Ready) -> PyResult<()> {
+        let py = slf.py();
+        let result = match item {
+            Ready::Call(handle) => return Handle::run(handle.bind(py)),
+            Ready::Start(transport) => StreamTransport::start_reading(transport.bind(py)),
+            Ready::Source(key, readiness) => match slf.get().source(py, key) {
+                Some(Owner::Stream(transport)) => StreamTransport::on_ready(transport.bind(py), readiness),
+                Some(Owner::Listener(listener)) => Listener::on_ready(listener.bind(py)),
+                Some(Owner::Watch(_)) | None => Ok(()),
+            },
+        };
+        match result {
+            Err(error) if !is_fatal(py, &error) => {
+                let context = PyDict::new(py);
+                context.set_item(intern!(py, "message"), "Exception in a transport")?;
+                context.set_item(intern!(py, "exception"), error)?;
+                Self::call_exception_handler(slf, &context)
+            }
+            result => result,
+        }
+    }
+
+    fn source(&self, py: Python<'_>, key: Key) -> Option<Owner> {
+        let reactor = self.reactor.borrow_mut(py);
+        match reactor.as_ref()?.owner(key)? {
+            Owner::Stream(transport) => Some(Owner::Stream(transport.clone_ref(py))),
+            Owner::Listener(listener) => Some(Owner::Listener(listener.clone_ref(py))),
+            Owner::Watch(_) => None,
+        }
+    }
+
+    /// Debug mode: tells of callbacks that hold the loop up for longer than `slow_callback_duration`.
+    fn run_ready_timed(slf: &Bound<'_, Self>, item: Ready) -> PyResult<()> {
+        let py = slf.py();
+        let subject = match &item {
+            Ready::Call(handle) if handle.get().is_cancelled(py) => return Ok(()),
+            Ready::Call(handle) => handle.clone_ref(py).into_any(),
+            Ready::Start(transport) => transport.clone_ref(py).into_any(),
+            Ready::Source(key, _) => match slf.get().source(py, *key) {
+                Some(Owner::Stream(transport)) => transport.into_any(),
+                Some(Owner::Listener(listener)) => listener.into_any(),
+                Some(Owner::Watch(_)) | None => return Ok(()),
+            },
+        };
+        let is_handle = matches!(item, Ready::Call(_));
+        if is_handle {
+            slf.setattr(intern!(py, "_current_handle"), &subject)?;
+        }
+        let start = sys::monotonic();
+        let result = Self::run_ready(slf, item);
+        let duration = sys::monotonic() - start;
+        if is_handle {
+            slf.setattr(intern!(py, "_current_handle"), py.None())?;
+        }
+        result?;
+        let limit: f64 = slf.getattr(intern!(py, "slow_callback_duration"))?.extract()?;
+        if duration >= limit {
+            let asyncio = Asyncio::get(py)?;
+            let what = if is_handle { asyncio.format_handle.call1(py, (subject,))? } else { subject };
+            let message = "Executing %s took %.3f seconds";
+            asyncio.logger.call_method1(py, intern!(py, "warning"), (message, what, duration))?;
+        }
+        Ok(())
+    }
+}

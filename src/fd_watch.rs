@@ -1,0 +1,311 @@
+//! `add_reader`, `add_writer` and their opposites: level-triggered callbacks on the user's own descriptors.
+
+use std::os::fd::RawFd;
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::event_loop::{EventLoop, Owner};
+use crate::handle::Handle;
+use crate::py::{Asyncio, copy_current_context};
+use crate::reactor::{Direction, Reactor, Readiness, Trigger};
+
+/// The callbacks of one descriptor. At least one is there.
+pub struct FdWatch {
+    reader: Option<Py<Handle>>,
+    writer: Option<Py<Handle>>,
+}
+
+/// Which of the two.
+#[derive(Clone, Copy)]
+enum Side {
+    Reader,
+    Writer,
+}
+
+impl Side {
+    fn of_waiter(writes: bool) -> Side {
+        if writes { Side::Writer } else { Side::Reader }
+    }
+}
+
+impl FdWatch {
+    /// What an event calls, the reader first.
+    pub fn ready_handles(&self, py: Python<'_>, readiness: Readiness) -> impl Iterator<Item = Py<Handle>> {
+        let pick = |ready: bool, handle: &Option<Py<Handle>>| {
+            handle.as_ref().filter(|_| ready).map(|handle| handle.clone_ref(py))
+        };
+        let reader = pick(readiness.readable, &self.reader);
+        let writer = pick(readiness.writable, &self.writer);
+        reader.into_iter().chain(writer)
+    }
+
+    pub fn into_handles(self) -> impl Iterator<Item = Py<Handle>> {
+        self.reader.into_iter().chain(self.writer)
+    }
+
+    pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.reader)?;
+        visit.call(&self.writer)
+    }
+
+    fn side(&mut self, side: Side) -> &mut Option<Py<Handle>> {
+        match side {
+            Side::Reader => &mut self.reader,
+            Side::Writer => &mut self.writer,
+        }
+    }
+
+    fn direction(&self) -> Option<Direction> {
+        Direction::new(self.reader.is_some(), self.writer.is_some())
+    }
+}
+
+#[pymethods]
+impl EventLoop {
+    /// Calls `callback(*args)` whenever `fd`, a descriptor or an object with `fileno()`, can be read, for as long as
+    /// it can. A callback registered before is replaced.
+    ///
+    /// Raises ValueError for what is no descriptor, RuntimeError for one that a transport uses, and the kernel's
+    /// OSError for one that can't be watched (PermissionError for a regular file). As `asyncio.loop.add_reader`.
+    #[pyo3(signature = (fd, callback, *args))]
+    fn add_reader(
+        slf: &Bound<'_, Self>,
+        fd: &Bound<'_, PyAny>,
+        callback: Bound<'_, PyAny>,
+        args: Bound<'_, PyTuple>,
+    ) -> PyResult<()> {
+        ensure_no_transport(slf, fd)?;
+        add(slf, fd, Side::Reader, callback, args, None).map(drop)
+    }
+
+    /// As `add_reader`, for writing. As `asyncio.loop.add_writer`.
+    #[pyo3(signature = (fd, callback, *args))]
+    fn add_writer(
+        slf: &Bound<'_, Self>,
+        fd: &Bound<'_, PyAny>,
+        callback: Bound<'_, PyAny>,
+        args: Bound<'_, PyTuple>,
+    ) -> PyResult<()> {
+        ensure_no_transport(slf, fd)?;
+        add(slf, fd, Side::Writer, callback, args, None).map(drop)
+    }
+
+    /// Stops what `add_reader` began. Returns whether there was a callback. As `asyncio.loop.remove_reader`.
+    fn remove_reader(slf: &Bound<'_, Self>, fd: &Bound<'_, PyAny>) -> PyResult<bool> {
+        ensure_no_transport(slf, fd)?;
+        remove(slf, fd, Side::Reader)
+    }
+
+    /// Stops what `add_writer` began. Returns whether there was a callback. As `asyncio.loop.remove_writer`.
+    fn remove_writer(slf: &Bound<'_, Self>, fd: &Bound<'_, PyAny>) -> PyResult<bool> {
+        ensure_no_transport(slf, fd)?;
+        remove(slf, fd, Side::Writer)
+    }
+
+    // The standard library's transports call these, for descriptors of their own.
+
+    #[pyo3(signature = (fd, callback, *args, context=None))]
+    fn _add_reader(
+        slf: &Bound<'_, Self>,
+        fd: &Bound<'_, PyAny>,
+        callback: Bound<'_, PyAny>,
+        args: Bound<'_, PyTuple>,
+        context: Option<Py<PyAny>>,
+    ) -> PyResult<Py<Handle>> {
+        add(slf, fd, Side::Reader, callback, args, context)
+    }
+
+    #[pyo3(signature = (fd, callback, *args, context=None))]
+    fn _add_writer(
+        slf: &Bound<'_, Self>,
+        fd: &Bound<'_, PyAny>,
+        callback: Bound<'_, PyAny>,
+        args: Bound<'_, PyTuple>,
+        context: Option<Py<PyAny>>,
+    ) -> PyResult<Py<Handle>> {
+        add(slf, fd, Side::Writer, callback, args, context)
+    }
+
+    fn _remove_reader(slf: &Bound<'_, Self>, fd: &Bound<'_, PyAny>) -> PyResult<bool> {
+        remove(slf, fd, Side::Reader)
+    }
+
+    fn _remove_writer(slf: &Bound<'_, Self>, fd: &Bound<'_, PyAny>) -> PyResult<bool> {
+        remove(slf, fd, Side::Writer)
+    }
+
+    /// Raises RuntimeError if a transport of this loop uses the descriptor.
+    fn _ensure_fd_no_transport(slf: &Bound<'_, Self>, fd: &Bound<'_, PyAny>) -> PyResult<()> {
+        ensure_no_transport(slf, fd)
+    }
+}
+
+/// The number behind a descriptor or a file object, with the messages of the `selectors` module.
+pub fn fileno(fd: &Bound<'_, PyAny>) -> PyResult<RawFd> {
+    let py = fd.py();
+    let number = match fd.extract::<RawFd>() {
+        Ok(number) => number,
+        Err(_) => {
+            let invalid = || PyValueError::new_err(format!("Invalid file object: {}", repr(fd)));
+            let number = fd.call_method0(intern!(py, "fileno")).map_err(|_| invalid())?;
+            number.extract().map_err(|_| invalid())?
+        }
+    };
+    if number < 0 {
+        return Err(PyValueError::new_err(format!("Invalid file descriptor: {number}")));
+    }
+    Ok(number)
+}
+
+fn repr(object: &Bound<'_, PyAny>) -> String {
+    object.repr().map_or_else(|_| "<unprintable object>".to_owned(), |text| text.to_string())
+}
+
+fn ensure_no_transport(slf: &Bound<'_, EventLoop>, fd: &Bound<'_, PyAny>) -> PyResult<()> {
+    let (py, this) = (slf.py(), slf.get());
+    if this.check_open(py).is_err() {
+        // Adding raises that itself; removing answers "there was none".
+        return Ok(());
+    }
+    let number = fileno(fd)?;
+    let transport = this.with_reactor(py, |reactor| match reactor.key_of(number).and_then(|key| reactor.owner(key)) {
+        Some(Owner::Stream(transport)) => Some(transport.clone_ref(py)),
+        _ => None,
+    })?;
+    match transport {
+        Some(transport) => Err(PyRuntimeError::new_err(format!(
+            "File descriptor {} is used by transport {}",
+            repr(fd),
+            repr(transport.bind(py))
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn add(
+    slf: &Bound<'_, EventLoop>,
+    fd: &Bound<'_, PyAny>,
+    side: Side,
+    callback: Bound<'_, PyAny>,
+    args: Bound<'_, PyTuple>,
+    context: Option<Py<PyAny>>,
+) -> PyResult<Py<Handle>> {
+    let (py, this) = (slf.py(), slf.get());
+    this.check_open(py)?;
+    let fd = fileno(fd)?;
+    let context = match context {
+        Some(context) => context,
+        None => copy_current_context(py)?,
+    };
+    let handle = Handle::new(slf, callback.unbind(), args.unbind(), context);
+    if this.is_debug(py) {
+        handle.trace_origin(py)?;
+    }
+    let handle = Py::new(py, handle)?;
+    let replaced = this.with_reactor(py, |reactor| put(reactor, fd, side, handle.clone_ref(py)))??;
+    for handle in replaced {
+        handle.call_method0(py, intern!(py, "cancel"))?;
+    }
+    Ok(handle)
+}
+
+/// Registers one side of a descriptor. Returns the handles that will not run any more.
+fn put(
+    reactor: &mut Reactor<Owner>,
+    fd: RawFd,
+    side: Side,
+    handle: Py<Handle>,
+) -> std::io::Result<Vec<Py<Handle>>> {
+    let watched = reactor.key_of(fd).and_then(|key| match reactor.owner(key) {
+        Some(Owner::Watch(watch)) => Some((key, watch.direction())),
+        _ => None,
+    });
+    if let Some((key, Some(direction))) = watched {
+        let wanted = match (side, direction) {
+            (Side::Reader, Direction::Read) => Direction::Read,
+            (Side::Writer, Direction::Write) => Direction::Write,
+            _ => Direction::Both,
+        };
+        // Told to the kernel even if nothing changes: the number may belong to another file than last time.
+        reactor.modify(key, wanted)?;
+        if let Some(Owner::Watch(watch)) = reactor.owner_mut(key) {
+            return Ok(watch.side(side).replace(handle).into_iter().collect());
+        }
+    }
+    let mut watch = FdWatch { reader: None, writer: None };
+    *watch.side(side) = Some(handle);
+    let direction = match side {
+        Side::Reader => Direction::Read,
+        Side::Writer => Direction::Write,
+    };
+    let (_, stale) = reactor.register(fd, Trigger::Level, direction, Owner::Watch(watch))?;
+    Ok(match stale {
+        Some(Owner::Watch(watch)) => watch.into_handles().collect(),
+        _ => Vec::new(),
+    })
+}
+
+/// Wakes `future` when the descriptor can be read, or written to. Returns the descriptor's number, and the handle to
+/// give to [`remove_waiter`].
+pub fn add_waiter(
+    slf: &Bound<'_, EventLoop>,
+    fd: &Bound<'_, PyAny>,
+    writes: bool,
+    future: &Bound<'_, PyAny>,
+) -> PyResult<(RawFd, Py<Handle>)> {
+    let py = slf.py();
+    ensure_no_transport(slf, fd)?;
+    let wake = Asyncio::get(py)?.set_result_unless_cancelled.bind(py).clone();
+    let args = (future, py.None()).into_pyobject(py)?;
+    let handle = add(slf, fd, Side::of_waiter(writes), wake, args, None)?;
+    Ok((fileno(fd)?, handle))
+}
+
+/// Ends what `add_waiter` began, unless somebody has registered another callback in its place.
+pub fn remove_waiter(
+    slf: &Bound<'_, EventLoop>,
+    fd: RawFd,
+    handle: &Bound<'_, Handle>,
+    writes: bool,
+) -> PyResult<()> {
+    let (py, this) = (slf.py(), slf.get());
+    if this.check_open(py).is_err() || handle.get().is_cancelled(py) {
+        return Ok(());
+    }
+    let removed = this.with_reactor(py, |reactor| take(reactor, fd, Side::of_waiter(writes)))?;
+    drop(removed);
+    handle.call_method0(intern!(py, "cancel")).map(drop)
+}
+
+fn remove(slf: &Bound<'_, EventLoop>, fd: &Bound<'_, PyAny>, side: Side) -> PyResult<bool> {
+    let (py, this) = (slf.py(), slf.get());
+    if this.check_open(py).is_err() {
+        return Ok(false);
+    }
+    let fd = fileno(fd)?;
+    let removed = this.with_reactor(py, |reactor| take(reactor, fd, side))?;
+    match removed {
+        Some(handle) => {
+            handle.call_method0(py, intern!(py, "cancel"))?;
+            Ok(true)
+        }
+        None => Ok(false),
+    }
+}
+
+fn take(reactor: &mut Reactor<Owner>, fd: RawFd, side: Side) -> Option<Py<Handle>> {
+    let key = reactor.key_of(fd)?;
+    let Some(Owner::Watch(watch)) = reactor.owner_mut(key) else { return None };
+    let handle = watch.side(side).take()?;
+    match watch.direction() {
+        // It fails if the file was closed meanwhile; then there is nothing to take back, and the other side stays for
+        // its owner to remove.
+        Some(direction) => drop(reactor.modify(key, direction)),
+        None => drop(reactor.deregister(key)),
+    }
+    Some(handle)
+}

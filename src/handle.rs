@@ -1,0 +1,339 @@
+//! What `call_soon`, `call_later` and `call_at` return: a callback with its arguments and its context.
+
+use pyo3::basic::CompareOp;
+use pyo3::exceptions::PyTypeError;
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyFloat, PyString, PyTuple, PyType};
+
+use crate::event_loop::EventLoop;
+use crate::py::{Asyncio, AttachedCell, in_context, is_fatal};
+use crate::timers::TimerKey;
+
+struct Call {
+    callback: Py<PyAny>,
+    args: Py<PyTuple>,
+}
+
+/// What only debug mode keeps.
+#[derive(Default)]
+struct Origin {
+    source_traceback: Option<Py<PyAny>>,
+    /// How the handle looked before it was cancelled.
+    repr: Option<Py<PyString>>,
+}
+
+/// A scheduled call (asyncio's `Handle`, of which it is an instance in the eyes of `isinstance`).
+#[pyclass(subclass, frozen, weakref, module = "mioloop._core")]
+pub struct Handle {
+    event_loop: Py<EventLoop>,
+    context: Py<PyAny>,
+    /// Empty once cancelled.
+    call: AttachedCell<Option<Call>>,
+    origin: AttachedCell<Option<Box<Origin>>>,
+}
+
+impl Handle {
+    pub fn new(
+        event_loop: &Bound<'_, EventLoop>,
+        callback: Py<PyAny>,
+        args: Py<PyTuple>,
+        context: Py<PyAny>,
+    ) -> Self {
+        Handle {
+            event_loop: event_loop.clone().unbind(),
+            context,
+            call: AttachedCell::new(Some(Call { callback, args })),
+            origin: AttachedCell::new(None),
+        }
+    }
+
+    /// Notes where in the program the call was scheduled.
+    pub fn trace_origin(&self, py: Python<'_>) -> PyResult<()> {
+        let source_traceback = Some(Asyncio::get(py)?.extract_stack.call0(py)?);
+        self.origin.replace(py, Some(Box::new(Origin { source_traceback, repr: None })));
+        Ok(())
+    }
+
+    /// Runs the callback in its context. What it raises goes to the loop's exception handler, but for `SystemExit`
+    /// and `KeyboardInterrupt`, which are returned. A cancelled handle does nothing.
+    pub fn run(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let this = slf.get();
+        let Some((callback, args)) = this.callback_and_args(py) else { return Ok(()) };
+        match in_context(this.context.bind(py), || callback.call1(&args)) {
+            Ok(_) => Ok(()),
+            Err(error) if is_fatal(py, &error) => Err(error),
+            Err(error) => this.report(slf, &callback, &args, error),
+        }
+    }
+
+    pub fn is_cancelled(&self, py: Python<'_>) -> bool {
+        self.call.borrow_mut(py).is_none()
+    }
+
+    fn callback_and_args<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+        let call = self.call.borrow_mut(py);
+        call.as_ref().map(|call| (call.callback.bind(py).clone(), call.args.bind(py).clone()))
+    }
+
+    fn report(
+        &self,
+        slf: &Bound<'_, Self>,
+        callback: &Bound<'_, PyAny>,
+        args: &Bound<'_, PyTuple>,
+        error: PyErr,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let context = PyDict::new(py);
+        let source = self.format_callback(callback, args)?;
+        context.set_item(intern!(py, "message"), format!("Exception in callback {source}"))?;
+        context.set_item(intern!(py, "exception"), error)?;
+        context.set_item(intern!(py, "handle"), slf)?;
+        if let Some(traceback) = self._source_traceback(py) {
+            context.set_item(intern!(py, "source_traceback"), traceback)?;
+        }
+        EventLoop::call_exception_handler(self.event_loop.bind(py), &context)
+    }
+
+    fn format_callback(&self, callback: &Bound<'_, PyAny>, args: &Bound<'_, PyTuple>) -> PyResult<String> {
+        let py = callback.py();
+        let options = PyDict::new(py);
+        // From 3.13 on, asyncio shows the arguments in debug mode only.
+        if py.version_info() >= (3, 13) {
+            options.set_item(intern!(py, "debug"), self.event_loop.get().is_debug(py))?;
+        }
+        Asyncio::get(py)?.format_callback_source.bind(py).call((callback, args), Some(&options))?.extract()
+    }
+
+    fn describe(&self, py: Python<'_>, name: &str, when: Option<f64>) -> PyResult<String> {
+        if let Some(repr) = self.saved_repr(py) {
+            return repr.extract(py);
+        }
+        let mut parts = vec![name.to_owned()];
+        let call = self.callback_and_args(py);
+        if call.is_none() {
+            parts.push("cancelled".to_owned());
+        }
+        if let Some(when) = when {
+            parts.push(format!("when={}", PyFloat::new(py, when).repr()?));
+        }
+        if let Some((callback, args)) = call {
+            parts.push(self.format_callback(&callback, &args)?);
+        }
+        if let Some(traceback) = self._source_traceback(py) {
+            let frame = traceback.bind(py).get_item(-1)?;
+            parts.push(format!("created at {}:{}", frame.get_item(0)?, frame.get_item(1)?));
+        }
+        Ok(format!("<{}>", parts.join(" ")))
+    }
+
+    fn saved_repr(&self, py: Python<'_>) -> Option<Py<PyString>> {
+        let origin = self.origin.borrow_mut(py);
+        origin.as_ref().and_then(|origin| origin.repr.as_ref()).map(|repr| repr.clone_ref(py))
+    }
+
+    /// Empties the handle; in debug mode the picture of what it was stays.
+    fn cancel_with(&self, py: Python<'_>, describe: impl FnOnce() -> PyResult<String>) -> PyResult<()> {
+        if self.is_cancelled(py) {
+            return Ok(());
+        }
+        if self.event_loop.get().is_debug(py) {
+            // Kept for the report of a slow callback that cancels its own handle.
+            let repr = PyString::new(py, &describe()?.replacen(' ', " cancelled ", 1)).unbind();
+            self.origin.borrow_mut(py).get_or_insert_default().repr = Some(repr);
+        }
+        drop(self.call.replace(py, None));
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl Handle {
+    /// Cancels the call, unless it has run; a second time does nothing.
+    fn cancel(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        this.cancel_with(py, || this.describe(py, "Handle", None))
+    }
+
+    /// Whether the call was cancelled.
+    fn cancelled(&self, py: Python<'_>) -> bool {
+        self.is_cancelled(py)
+    }
+
+    /// The `contextvars.Context` in which the callback runs.
+    fn get_context(&self, py: Python<'_>) -> Py<PyAny> {
+        self.context.clone_ref(py)
+    }
+
+    fn _run(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Handle::run(slf)
+    }
+
+    #[getter]
+    fn _callback<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.callback_and_args(py).map(|(callback, _)| callback)
+    }
+
+    #[getter]
+    fn _args<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyTuple>> {
+        self.callback_and_args(py).map(|(_, args)| args)
+    }
+
+    #[getter]
+    fn _cancelled(&self, py: Python<'_>) -> bool {
+        self.is_cancelled(py)
+    }
+
+    #[getter]
+    fn _context(&self, py: Python<'_>) -> Py<PyAny> {
+        self.context.clone_ref(py)
+    }
+
+    #[getter]
+    fn _loop(&self, py: Python<'_>) -> Py<EventLoop> {
+        self.event_loop.clone_ref(py)
+    }
+
+    #[getter]
+    fn _source_traceback(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        let origin = self.origin.borrow_mut(py);
+        origin.as_ref().and_then(|origin| origin.source_traceback.as_ref()).map(|list| list.clone_ref(py))
+    }
+
+    #[getter(__class__)]
+    fn class(&self, py: Python<'_>) -> PyResult<Py<PyType>> {
+        Ok(Asyncio::get(py)?.handle.clone_ref(py))
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        self.describe(py, "Handle", None)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.event_loop)?;
+        visit.call(&self.context)?;
+        if let Ok(call) = self.call.borrow_for_traverse() {
+            if let Some(call) = call.as_ref() {
+                visit.call(&call.callback)?;
+                visit.call(&call.args)?;
+            }
+        }
+        if let Ok(origin) = self.origin.borrow_for_traverse() {
+            if let Some(origin) = origin.as_ref() {
+                visit.call(&origin.source_traceback)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        drop(self.call.replace(py, None));
+        drop(self.origin.replace(py, None));
+    }
+}
+
+/// A call scheduled for a time (asyncio's `TimerHandle`).
+#[pyclass(extends = Handle, frozen, module = "mioloop._core")]
+pub struct TimerHandle {
+    when: f64,
+    /// Its place in the timer queue, until it fires or is cancelled.
+    key: AttachedCell<Option<TimerKey>>,
+}
+
+impl TimerHandle {
+    pub fn create(py: Python<'_>, when: f64, handle: Handle) -> PyResult<Bound<'_, TimerHandle>> {
+        let timer = TimerHandle { when, key: AttachedCell::new(None) };
+        Bound::new(py, PyClassInitializer::from(handle).add_subclass(timer))
+    }
+
+    pub fn set_key(&self, py: Python<'_>, key: Option<TimerKey>) {
+        self.key.set(py, key);
+    }
+}
+
+#[pymethods]
+impl TimerHandle {
+    /// Cancels the call, unless it has run, and lets go of the callback and its arguments at once.
+    fn cancel(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, handle) = (slf.py(), slf.as_super().get());
+        handle.cancel_with(py, || handle.describe(py, "TimerHandle", Some(slf.get().when)))?;
+        if let Some(key) = slf.get().key.replace(py, None) {
+            handle.event_loop.get().cancel_timer(py, key);
+        }
+        Ok(())
+    }
+
+    /// The time at which the call is due, in seconds of the loop's clock (`loop.time()`).
+    fn when(&self) -> f64 {
+        self.when
+    }
+
+    #[getter]
+    fn _when(&self) -> f64 {
+        self.when
+    }
+
+    #[getter]
+    fn _scheduled(&self, py: Python<'_>) -> bool {
+        self.key.get(py).is_some()
+    }
+
+    #[getter(__class__)]
+    fn class(&self, py: Python<'_>) -> PyResult<Py<PyType>> {
+        Ok(Asyncio::get(py)?.timer_handle.clone_ref(py))
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        slf.as_super().get().describe(slf.py(), "TimerHandle", Some(slf.get().when))
+    }
+
+    fn __hash__(&self, py: Python<'_>) -> PyResult<isize> {
+        PyFloat::new(py, self.when).hash()
+    }
+
+    /// Timers are ordered by their time; two are equal if they also call the same thing.
+    fn __richcmp__(slf: &Bound<'_, Self>, other: &Bound<'_, PyAny>, op: CompareOp) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        let Ok(other) = other.cast::<TimerHandle>() else { return Ok(py.NotImplemented()) };
+        let (a, b) = (slf.get().when, other.get().when);
+        let result = match op {
+            CompareOp::Lt => a < b,
+            CompareOp::Gt => a > b,
+            CompareOp::Le => a < b || Self::same_call(slf, other)?,
+            CompareOp::Ge => a > b || Self::same_call(slf, other)?,
+            CompareOp::Eq => Self::same_call(slf, other)?,
+            CompareOp::Ne => !Self::same_call(slf, other)?,
+        };
+        Ok(result.into_pyobject(py)?.to_owned().into_any().unbind())
+    }
+}
+
+impl TimerHandle {
+    fn same_call(a: &Bound<'_, Self>, b: &Bound<'_, Self>) -> PyResult<bool> {
+        let py = a.py();
+        if a.get().when != b.get().when {
+            return Ok(false);
+        }
+        let (a, b) = (a.as_super().get(), b.as_super().get());
+        match (a.callback_and_args(py), b.callback_and_args(py)) {
+            (Some((callback, args)), Some((other_callback, other_args))) => {
+                Ok(callback.eq(other_callback)? && args.eq(other_args)?)
+            }
+            (a, b) => Ok(a.is_none() && b.is_none()),
+        }
+    }
+}
+
+/// The number of seconds in `delay`, added to `now` as Python adds it, so that whatever Python can't add raises what
+/// Python raises.
+pub fn add_delay(now: f64, delay: &Bound<'_, PyAny>) -> PyResult<f64> {
+    if let Ok(delay) = delay.cast_exact::<PyFloat>() {
+        return Ok(now + delay.value());
+    }
+    if delay.is_none() {
+        return Err(PyTypeError::new_err("delay must not be None"));
+    }
+    PyFloat::new(delay.py(), now).add(delay)?.extract()
+}

@@ -1,0 +1,55 @@
+//! What the core uses of asyncio and the standard library, looked up once.
+
+use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+
+/// Objects of the standard library that the core calls or compares with.
+pub struct Asyncio {
+    pub handle: Py<PyType>,
+    pub timer_handle: Py<PyType>,
+    pub transport: Py<PyType>,
+    pub buffered_protocol: Py<PyAny>,
+    pub transport_socket: Py<PyAny>,
+    pub socket: Py<PyType>,
+    pub format_callback_source: Py<PyAny>,
+    pub extract_stack: Py<PyAny>,
+    pub format_handle: Py<PyAny>,
+    pub set_result_unless_cancelled: Py<PyAny>,
+    pub check_ssl_socket: Py<PyAny>,
+    pub set_nodelay: Py<PyAny>,
+    pub logger: Py<PyAny>,
+}
+
+impl Asyncio {
+    pub fn get(py: Python<'_>) -> PyResult<&'static Asyncio> {
+        static ASYNCIO: PyOnceLock<Asyncio> = PyOnceLock::new();
+        ASYNCIO.get_or_try_init(py, || {
+            let attribute = |module: &str, name: &str| py.import(module)?.getattr(name).map(Bound::unbind);
+            let class = |module: &str, name: &str| -> PyResult<Py<PyType>> {
+                Ok(py.import(module)?.getattr(name)?.cast_into::<PyType>()?.unbind())
+            };
+            Ok(Asyncio {
+                handle: class("asyncio.events", "Handle")?,
+                timer_handle: class("asyncio.events", "TimerHandle")?,
+                transport: class("asyncio.transports", "Transport")?,
+                buffered_protocol: attribute("asyncio.protocols", "BufferedProtocol")?,
+                transport_socket: attribute("asyncio.trsock", "TransportSocket")?,
+                socket: class("socket", "socket")?,
+                format_callback_source: attribute("asyncio.format_helpers", "_format_callback_source")?,
+                extract_stack: attribute("asyncio.format_helpers", "extract_stack")?,
+                format_handle: attribute("asyncio.base_events", "_format_handle")?,
+                set_result_unless_cancelled: attribute("asyncio.futures", "_set_result_unless_cancelled")?,
+                check_ssl_socket: attribute("asyncio.base_events", "_check_ssl_socket")?,
+                set_nodelay: attribute("asyncio.base_events", "_set_nodelay")?,
+                logger: attribute("asyncio.log", "logger")?,
+            })
+        })
+    }
+}
+
+/// Whether an exception leaves the loop instead of being handled in it: asyncio lets these two through everywhere.
+pub fn is_fatal(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py)
+}

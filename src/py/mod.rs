@@ -1,0 +1,9 @@
+//! Thin helpers over the C API and over the parts of asyncio that the core calls.
+
+mod asyncio;
+mod call;
+mod cell;
+
+pub use asyncio::{Asyncio, is_fatal};
+pub use call::{copy_current_context, in_context};
+pub use cell::AttachedCell;

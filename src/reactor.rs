@@ -1,0 +1,412 @@
+//! The reactor: which file descriptors are watched, for what, and on whose behalf. The only file that names mio.
+//!
+//! mio reports edges: an event comes when a descriptor *becomes* ready and not again until it has been drained.
+//! Transports live by that (see `transport`). Callbacks of `add_reader` and `add_writer` must be level-triggered, so
+//! those descriptors are watched by the same poller but without the edge flag.
+//!
+//! Descriptors belong to the user, who closes them and gets the same number back for another file behind our back.
+//! So a registration is named by a [`Key`], a slot and a generation, and an event whose generation is over is
+//! dropped. The kernel's word on what is registered (ENOENT, EEXIST) is taken as an answer, never as a fault.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry, Token, Waker};
+use slab::Slab;
+
+/// How many events one poll takes at most; the rest wait for the next poll.
+const EVENTS_PER_POLL: usize = 1024;
+
+/// Never a source's token: its generation is the one that no source gets.
+const WAKER: Token = Token(usize::MAX);
+
+const _: () = assert!(usize::BITS >= 64, "a token holds a slot and a generation of 32 bits each");
+
+/// What a descriptor can do, or what somebody wants to know of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    pub readable: bool,
+    pub writable: bool,
+    /// The peer will send no more (or the connection is gone): reading will find the end of the stream.
+    pub read_closed: bool,
+}
+
+impl Readiness {
+    pub const NONE: Readiness = Readiness { readable: false, writable: false, read_closed: false };
+    pub const READABLE: Readiness = Readiness { readable: true, ..Readiness::NONE };
+    pub const WRITABLE: Readiness = Readiness { writable: true, ..Readiness::NONE };
+
+    pub fn merge(&mut self, other: Readiness) {
+        self.readable |= other.readable;
+        self.writable |= other.writable;
+        self.read_closed |= other.read_closed;
+    }
+
+    fn of(event: &mio::event::Event) -> Readiness {
+        // An error or a hang-up makes both directions ready, as in asyncio's selectors: the system call that follows
+        // reports what happened.
+        let gone = event.is_error();
+        Readiness {
+            readable: event.is_readable() || event.is_read_closed() || gone,
+            writable: event.is_writable() || event.is_write_closed() || gone,
+            read_closed: event.is_read_closed() || gone,
+        }
+    }
+}
+
+/// Which directions a registration asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Read,
+    Write,
+    Both,
+}
+
+impl Direction {
+    pub fn new(read: bool, write: bool) -> Option<Direction> {
+        match (read, write) {
+            (true, true) => Some(Direction::Both),
+            (true, false) => Some(Direction::Read),
+            (false, true) => Some(Direction::Write),
+            (false, false) => None,
+        }
+    }
+
+    fn interest(self) -> Interest {
+        match self {
+            Direction::Read => Interest::READABLE,
+            Direction::Write => Interest::WRITABLE,
+            Direction::Both => Interest::READABLE | Interest::WRITABLE,
+        }
+    }
+}
+
+/// Whether an event is told once when the state changes, or for as long as it lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    Edge,
+    Level,
+}
+
+/// Names one registration; outlives it harmlessly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    slot: u32,
+    generation: u32,
+}
+
+impl Key {
+    fn token(self) -> Token {
+        Token((self.generation as usize) << 32 | self.slot as usize)
+    }
+
+    fn of(token: Token) -> Key {
+        Key { slot: token.0 as u32, generation: (token.0 >> 32) as u32 }
+    }
+}
+
+struct Source<T> {
+    generation: u32,
+    fd: RawFd,
+    trigger: Trigger,
+    direction: Direction,
+    owner: T,
+}
+
+/// The registered sources, each with an owner of type `T`. The loop's thread alone uses it.
+pub struct Reactor<T> {
+    registry: Registry,
+    sources: Slab<Source<T>>,
+    by_fd: HashMap<RawFd, Key>,
+    next_generation: u32,
+}
+
+impl<T> Reactor<T> {
+    /// A reactor with the poller that waits for its events. They are two things so that sources can be registered
+    /// while another thread sits in the poll.
+    pub fn new() -> io::Result<(Self, Poller)> {
+        let poll = Poll::new()?;
+        let registry = poll.registry().try_clone()?;
+        let reactor = Reactor { registry, sources: Slab::new(), by_fd: HashMap::new(), next_generation: 0 };
+        Ok((reactor, Poller { poll, events: Events::with_capacity(EVENTS_PER_POLL) }))
+    }
+
+    /// A handle that ends a poll from any thread.
+    pub fn waker(&self) -> io::Result<Waker> {
+        Waker::new(&self.registry, WAKER)
+    }
+
+    /// Starts watching `fd` for `owner`.
+    ///
+    /// A source that had the same number must be a leftover of a file that is closed by now; it is handed back, so
+    /// that the caller can tell its owner.
+    pub fn register(
+        &mut self,
+        fd: RawFd,
+        trigger: Trigger,
+        direction: Direction,
+        owner: T,
+    ) -> io::Result<(Key, Option<T>)> {
+        let generation = self.next_generation;
+        let slot = self.sources.vacant_key();
+        let key = Key { slot: slot as u32, generation };
+        match self.control(fd, key, trigger, direction, Control::Add) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+                self.control(fd, key, trigger, direction, Control::Modify)?
+            }
+            result => result?,
+        }
+        // One generation is never given out: the waker's token has it.
+        self.next_generation = if generation + 1 == u32::MAX { 0 } else { generation + 1 };
+        self.sources.insert(Source { generation, fd, trigger, direction, owner });
+        let stale = self.by_fd.insert(fd, key).and_then(|old| self.forget(old));
+        Ok((key, stale))
+    }
+
+    /// Changes what a source is watched for; also arms an edge anew, so that a state which lasts is told again.
+    pub fn modify(&mut self, key: Key, direction: Direction) -> io::Result<()> {
+        let Some(source) = self.get_source(key) else { return Ok(()) };
+        let (fd, trigger) = (source.fd, source.trigger);
+        match self.control(fd, key, trigger, direction, Control::Modify) {
+            // The file was closed and the number belongs to another one now.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                self.control(fd, key, trigger, direction, Control::Add)?
+            }
+            result => result?,
+        }
+        if let Some(source) = self.sources.get_mut(key.slot as usize) {
+            source.direction = direction;
+        }
+        Ok(())
+    }
+
+    /// Stops watching. The kernel may have forgotten the descriptor already, if the user closed it.
+    pub fn deregister(&mut self, key: Key) -> Option<T> {
+        let fd = self.get_source(key)?.fd;
+        if self.by_fd.get(&fd) == Some(&key) {
+            let _gone_already = self.registry.deregister(&mut SourceFd(&fd));
+        }
+        self.forget(key)
+    }
+
+    /// Forgets a source without a word to the kernel, which drops the registration itself when the descriptor is
+    /// closed next. Should a copy of it live on in a child, its events have a generation that is over.
+    pub fn forget(&mut self, key: Key) -> Option<T> {
+        self.get_source(key)?;
+        let source = self.sources.remove(key.slot as usize);
+        if self.by_fd.get(&source.fd) == Some(&key) {
+            self.by_fd.remove(&source.fd);
+        }
+        Some(source.owner)
+    }
+
+    pub fn key_of(&self, fd: RawFd) -> Option<Key> {
+        self.by_fd.get(&fd).copied()
+    }
+
+    pub fn owner(&self, key: Key) -> Option<&T> {
+        self.get_source(key).map(|source| &source.owner)
+    }
+
+    pub fn owner_mut(&mut self, key: Key) -> Option<&mut T> {
+        let source = self.sources.get_mut(key.slot as usize)?;
+        (source.generation == key.generation).then_some(&mut source.owner)
+    }
+
+    pub fn owners(&self) -> impl Iterator<Item = &T> {
+        self.sources.iter().map(|(_, source)| &source.owner)
+    }
+
+    /// Lets go of every source and hands the owners back, to be dropped where Python code may run.
+    pub fn take_all(&mut self) -> Vec<T> {
+        self.by_fd.clear();
+        self.sources.drain().map(|source| source.owner).collect()
+    }
+
+    fn get_source(&self, key: Key) -> Option<&Source<T>> {
+        self.sources.get(key.slot as usize).filter(|source| source.generation == key.generation)
+    }
+
+    fn control(
+        &self,
+        fd: RawFd,
+        key: Key,
+        trigger: Trigger,
+        direction: Direction,
+        control: Control,
+    ) -> io::Result<()> {
+        match (trigger, control) {
+            (Trigger::Edge, Control::Add) => {
+                self.registry.register(&mut SourceFd(&fd), key.token(), direction.interest())
+            }
+            (Trigger::Edge, Control::Modify) => {
+                self.registry.reregister(&mut SourceFd(&fd), key.token(), direction.interest())
+            }
+            (Trigger::Level, _) => level::control(&self.registry, fd, key.token(), direction, control),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Control {
+    Add,
+    Modify,
+}
+
+/// Waits for events.
+pub struct Poller {
+    poll: Poll,
+    events: Events,
+}
+
+impl Poller {
+    /// Waits until something happens, `timeout` is over (`None`: for ever) or a signal interrupts the wait, which is
+    /// an error of kind `Interrupted`.
+    pub fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.poll.poll(&mut self.events, timeout)
+    }
+
+    /// What the last poll found.
+    pub fn events(&self) -> impl Iterator<Item = (Key, Readiness)> {
+        self.events
+            .iter()
+            .filter(|event| event.token() != WAKER)
+            .map(|event| (Key::of(event.token()), Readiness::of(event)))
+    }
+}
+
+/// Level-triggered registration, which mio does not offer: the same epoll instance, without `EPOLLET`.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod level {
+    use super::*;
+
+    pub(super) fn control(
+        registry: &Registry,
+        fd: RawFd,
+        token: Token,
+        direction: Direction,
+        control: Control,
+    ) -> io::Result<()> {
+        let events = match direction {
+            Direction::Read => libc::EPOLLIN,
+            Direction::Write => libc::EPOLLOUT,
+            Direction::Both => libc::EPOLLIN | libc::EPOLLOUT,
+        };
+        let operation = match control {
+            Control::Add => libc::EPOLL_CTL_ADD,
+            Control::Modify => libc::EPOLL_CTL_MOD,
+        };
+        let mut event = libc::epoll_event { events: events as u32, u64: token.0 as u64 };
+        // SAFETY: `event` is a live epoll_event for the length of the call, which keeps no pointer to it; a bad
+        // descriptor is an error, not undefined behaviour.
+        match unsafe { libc::epoll_ctl(registry.as_raw_fd(), operation, fd, &mut event) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Level-triggered registration on kqueue: a filter without `EV_CLEAR` goes on reporting.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod level {
+    use super::*;
+
+    pub(super) fn control(
+        registry: &Registry,
+        fd: RawFd,
+        token: Token,
+        direction: Direction,
+        _control: Control,
+    ) -> io::Result<()> {
+        let wanted = [
+            (libc::EVFILT_READ, direction != Direction::Write),
+            (libc::EVFILT_WRITE, direction != Direction::Read),
+        ];
+        for (filter, want) in wanted {
+            // SAFETY: all-zero bytes are a valid kevent.
+            let mut change: libc::kevent = unsafe { std::mem::zeroed() };
+            change.ident = fd as libc::uintptr_t;
+            change.filter = filter as _;
+            change.flags = if want { libc::EV_ADD } else { libc::EV_DELETE } as _;
+            change.udata = token.0 as _;
+            // SAFETY: one change in, no events out; both pointers are valid for the lengths given.
+            let result = unsafe {
+                libc::kevent(registry.as_raw_fd(), &change, 1, std::ptr::null_mut(), 0, std::ptr::null())
+            };
+            if result < 0 {
+                let error = io::Error::last_os_error();
+                if want || error.raw_os_error() != Some(libc::ENOENT) {
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    fn ready(poller: &mut Poller) -> Vec<(Key, Readiness)> {
+        poller.poll(Some(Duration::ZERO)).unwrap();
+        poller.events().collect()
+    }
+
+    #[test]
+    fn level_repeats_and_edge_does_not() {
+        let (mut reactor, mut poller) = Reactor::new().unwrap();
+        let (mut far, mut near) = UnixStream::pair().unwrap();
+        let (edge, _) =
+            reactor.register(near.as_raw_fd(), Trigger::Edge, Direction::Read, "edge").unwrap();
+        far.write_all(b"x").unwrap();
+        assert_eq!(ready(&mut poller), [(edge, Readiness::READABLE)]);
+        assert_eq!(ready(&mut poller), []);
+        assert_eq!(reactor.deregister(edge), Some("edge"));
+        let (level, _) =
+            reactor.register(near.as_raw_fd(), Trigger::Level, Direction::Read, "level").unwrap();
+        for _ in 0..3 {
+            assert_eq!(ready(&mut poller), [(level, Readiness::READABLE)]);
+        }
+        near.read_exact(&mut [0]).unwrap();
+        assert_eq!(ready(&mut poller), []);
+    }
+
+    #[test]
+    fn a_reused_descriptor_gets_no_old_events() {
+        let (mut reactor, mut poller) = Reactor::new().unwrap();
+        let (mut far, near) = UnixStream::pair().unwrap();
+        let fd = near.as_raw_fd();
+        let copy = near.try_clone().unwrap();
+        let (old, _) = reactor.register(fd, Trigger::Level, Direction::Read, "old").unwrap();
+        drop(near);
+        // The copy keeps the old registration alive in the kernel while the number goes to a new file.
+        let (mut new_far, new_near) = UnixStream::pair().unwrap();
+        assert_eq!(new_near.as_raw_fd(), fd, "the lowest free number is given out first");
+        let (new, stale) = reactor.register(fd, Trigger::Level, Direction::Read, "new").unwrap();
+        assert_eq!(stale, Some("old"));
+        far.write_all(b"x").unwrap();
+        let seen = ready(&mut poller);
+        assert!(seen.iter().all(|(key, _)| reactor.owner(*key).is_none()));
+        assert_eq!(reactor.owner(old), None);
+        new_far.write_all(b"x").unwrap();
+        assert!(ready(&mut poller).contains(&(new, Readiness::READABLE)));
+        assert_eq!(reactor.owner(new), Some(&"new"));
+        drop(copy);
+    }
+
+    #[test]
+    fn closed_and_refused_descriptors_are_errors() {
+        let (mut reactor, _poller) = Reactor::new().unwrap();
+        for trigger in [Trigger::Edge, Trigger::Level] {
+            let error = reactor.register(-1, trigger, Direction::Read, ()).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+        }
+        assert_eq!(reactor.owners().count(), 0);
+    }
+}

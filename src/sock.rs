@@ -1,0 +1,306 @@
+//! `sock_recv` and its kin: a socket's own methods, awaited.
+//!
+//! Each call gives a [`SocketOperation`], which is to `await` what a coroutine is. It tries the system call first; only
+//! if that would block does it wait for the descriptor, and when that is ready it tries again *itself*. The data is
+//! therefore never on its way in a future when the task is cancelled: either the caller has it, or it is still in the
+//! kernel. (asyncio receives in a callback and passes the bytes through a future; a cancellation that comes between
+//! loses them.)
+
+use std::os::fd::RawFd;
+
+use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyRuntimeError, PyStopIteration, PyValueError};
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyString, PyTuple};
+
+use crate::event_loop::EventLoop;
+use crate::fd_watch;
+use crate::handle::Handle;
+use crate::py::{Asyncio, AttachedCell};
+
+/// What to do on the socket.
+enum Work {
+    /// Call the method once; its result is the operation's.
+    Once { method: Py<PyString>, args: Py<PyTuple> },
+    /// Call `send` until the whole memoryview is sent.
+    SendAll { data: Py<PyAny>, sent: usize },
+}
+
+enum Phase {
+    Created,
+    /// Registered for the descriptor, until the handle has woken us.
+    Waiting { fd: RawFd, waiter: Py<Handle> },
+    Finished,
+}
+
+struct State {
+    work: Work,
+    phase: Phase,
+}
+
+/// An awaitable operation on a socket that does not block. It has a coroutine's methods, so that it can be a task.
+#[pyclass(frozen, weakref, module = "mioloop._core")]
+pub struct SocketOperation {
+    event_loop: Py<EventLoop>,
+    socket: Py<PyAny>,
+    /// Waits until the socket can be written to, not read from.
+    writes: bool,
+    name: &'static str,
+    state: AttachedCell<State>,
+}
+
+#[pymethods]
+impl EventLoop {
+    /// Receives up to `n` bytes; an empty result is the end of the stream. As `asyncio.loop.sock_recv`.
+    fn sock_recv(slf: &Bound<'_, Self>, sock: Py<PyAny>, n: Py<PyAny>) -> PyResult<SocketOperation> {
+        once(slf, sock, "sock_recv", "recv", (n,), false)
+    }
+
+    /// Receives into a writable buffer; returns how many bytes. As `asyncio.loop.sock_recv_into`.
+    fn sock_recv_into(slf: &Bound<'_, Self>, sock: Py<PyAny>, buf: Py<PyAny>) -> PyResult<SocketOperation> {
+        once(slf, sock, "sock_recv_into", "recv_into", (buf,), false)
+    }
+
+    /// Receives a datagram of up to `bufsize` bytes; returns it with its sender's address.
+    /// As `asyncio.loop.sock_recvfrom`.
+    fn sock_recvfrom(slf: &Bound<'_, Self>, sock: Py<PyAny>, bufsize: Py<PyAny>) -> PyResult<SocketOperation> {
+        once(slf, sock, "sock_recvfrom", "recvfrom", (bufsize,), false)
+    }
+
+    /// Receives a datagram into a buffer, of up to `nbytes` bytes (0: its size); returns how many, and the sender's
+    /// address. As `asyncio.loop.sock_recvfrom_into`.
+    #[pyo3(signature = (sock, buf, nbytes=0))]
+    fn sock_recvfrom_into(
+        slf: &Bound<'_, Self>,
+        sock: Py<PyAny>,
+        buf: &Bound<'_, PyAny>,
+        nbytes: usize,
+    ) -> PyResult<SocketOperation> {
+        let nbytes = if nbytes == 0 { buf.len()? } else { nbytes };
+        once(slf, sock, "sock_recvfrom_into", "recvfrom_into", (buf, nbytes), false)
+    }
+
+    /// Sends a datagram to `address`; returns how many bytes. As `asyncio.loop.sock_sendto`.
+    fn sock_sendto(
+        slf: &Bound<'_, Self>,
+        sock: Py<PyAny>,
+        data: Py<PyAny>,
+        address: Py<PyAny>,
+    ) -> PyResult<SocketOperation> {
+        once(slf, sock, "sock_sendto", "sendto", (data, address), true)
+    }
+
+    /// Sends all of `data`. If it fails, nobody knows how much was sent. As `asyncio.loop.sock_sendall`.
+    fn sock_sendall(slf: &Bound<'_, Self>, sock: Py<PyAny>, data: Py<PyAny>) -> SocketOperation {
+        SocketOperation {
+            event_loop: slf.clone().unbind(),
+            socket: sock,
+            writes: true,
+            name: "sock_sendall",
+            state: AttachedCell::new(State { work: Work::SendAll { data, sent: 0 }, phase: Phase::Created }),
+        }
+    }
+}
+
+fn once<'py>(
+    event_loop: &Bound<'py, EventLoop>,
+    socket: Py<PyAny>,
+    name: &'static str,
+    method: &str,
+    args: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error = PyErr>,
+    writes: bool,
+) -> PyResult<SocketOperation> {
+    let py = event_loop.py();
+    let work = Work::Once { method: PyString::intern(py, method).unbind(), args: args.into_pyobject(py)?.unbind() };
+    Ok(SocketOperation {
+        event_loop: event_loop.clone().unbind(),
+        socket,
+        writes,
+        name,
+        state: AttachedCell::new(State { work, phase: Phase::Created }),
+    })
+}
+
+impl SocketOperation {
+    /// Goes on until it must wait, and returns the future to wait for; the result comes as StopIteration.
+    fn step<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let outcome = match self.begin(py) {
+            Ok(()) => self.attempt(py),
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(Some(result)) => {
+                self.finish(py)?;
+                Err(PyStopIteration::new_err((result.unbind(),)))
+            }
+            Ok(None) => self.wait(py),
+            Err(error) => {
+                self.finish(py)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The checks of asyncio, made when the operation is first awaited, as in a coroutine.
+    fn begin(&self, py: Python<'_>) -> PyResult<()> {
+        match self.state.borrow_mut(py).phase {
+            Phase::Created => {}
+            Phase::Waiting { .. } => return Ok(()),
+            Phase::Finished => {
+                return Err(PyRuntimeError::new_err(format!("cannot reuse already awaited {}()", self.name)));
+            }
+        }
+        let socket = self.socket.bind(py);
+        Asyncio::get(py)?.check_ssl_socket.call1(py, (socket,))?;
+        if self.event_loop.get().is_debug(py) {
+            let timeout: Option<f64> = socket.call_method0(intern!(py, "gettimeout"))?.extract()?;
+            if timeout != Some(0.0) {
+                return Err(PyValueError::new_err("the socket must be non-blocking"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries the call. None: it would block.
+    fn attempt<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let socket = self.socket.bind(py);
+        loop {
+            let (method, args) = self.next_call(py)?;
+            match socket.call_method1(method, args) {
+                Ok(result) => match self.is_complete(py, &result)? {
+                    Some(result) => return Ok(Some(result)),
+                    None => continue,
+                },
+                Err(error)
+                    if error.is_instance_of::<PyBlockingIOError>(py)
+                        || error.is_instance_of::<PyInterruptedError>(py) =>
+                {
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn next_call<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyString>, Bound<'py, PyTuple>)> {
+        let (data, sent) = match &self.state.borrow_mut(py).work {
+            Work::Once { method, args } => return Ok((method.bind(py).clone(), args.bind(py).clone())),
+            Work::SendAll { data, sent } => (data.bind(py).clone(), *sent),
+        };
+        let view = py.get_type::<pyo3::types::PyMemoryView>().call1((data,))?;
+        let bytes = view.call_method1(intern!(py, "cast"), ("B",))?;
+        let rest = pyo3::types::PySlice::new(py, sent as isize, isize::MAX, 1);
+        Ok((intern!(py, "send").clone(), PyTuple::new(py, [bytes.get_item(rest)?])?))
+    }
+
+    fn is_complete<'py>(&self, py: Python<'py>, result: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let data = match &self.state.borrow_mut(py).work {
+            Work::Once { .. } => return Ok(Some(result.clone())),
+            Work::SendAll { data, .. } => data.bind(py).clone(),
+        };
+        let total = py.get_type::<pyo3::types::PyMemoryView>().call1((data,))?.getattr(intern!(py, "nbytes"))?;
+        let (total, now): (usize, usize) = (total.extract()?, result.extract()?);
+        match &mut self.state.borrow_mut(py).work {
+            Work::SendAll { sent, .. } => {
+                *sent += now;
+                Ok((*sent >= total).then(|| py.None().into_bound(py)))
+            }
+            Work::Once { .. } => Ok(None),
+        }
+    }
+
+    fn wait<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let event_loop = self.event_loop.bind(py);
+        let future = event_loop.call_method0(intern!(py, "create_future"))?;
+        let (fd, waiter) = fd_watch::add_waiter(event_loop, self.socket.bind(py), self.writes, &future)?;
+        future.setattr(intern!(py, "_asyncio_future_blocking"), true)?;
+        let phase = Phase::Waiting { fd, waiter };
+        let old = std::mem::replace(&mut self.state.borrow_mut(py).phase, phase);
+        drop(old);
+        Ok(future)
+    }
+
+    /// Leaves no registration behind, unless it is somebody else's by now.
+    fn finish(&self, py: Python<'_>) -> PyResult<()> {
+        let phase = std::mem::replace(&mut self.state.borrow_mut(py).phase, Phase::Finished);
+        match phase {
+            Phase::Waiting { fd, waiter } => {
+                fd_watch::remove_waiter(self.event_loop.bind(py), fd, waiter.bind(py), self.writes)
+            }
+            Phase::Created | Phase::Finished => Ok(()),
+        }
+    }
+}
+
+#[pymethods]
+impl SocketOperation {
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.step(py)
+    }
+
+    /// As of a coroutine; only None makes sense.
+    fn send<'py>(&self, py: Python<'py>, _value: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        self.step(py)
+    }
+
+    /// As of a coroutine: cancels the operation.
+    #[pyo3(signature = (exc, value=None, _traceback=None))]
+    fn throw(
+        &self,
+        py: Python<'_>,
+        exc: Bound<'_, PyAny>,
+        value: Option<Bound<'_, PyAny>>,
+        _traceback: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        self.finish(py)?;
+        Err(PyErr::from_value(value.unwrap_or(exc)))
+    }
+
+    /// As of a coroutine: gives the operation up.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.finish(py)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(format!("<SocketOperation {} {}>", self.name, self.socket.bind(py).repr()?))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.event_loop)?;
+        visit.call(&self.socket)?;
+        if let Ok(state) = self.state.borrow_for_traverse() {
+            match &state.work {
+                Work::Once { args, .. } => visit.call(args)?,
+                Work::SendAll { data, .. } => visit.call(data)?,
+            }
+            if let Phase::Waiting { waiter, .. } = &state.phase {
+                visit.call(waiter)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for SocketOperation {
+    /// Dropped while it waits: whoever awaited it was dropped before.
+    fn drop(&mut self) {
+        Python::attach(|py| {
+            let pending = PyErr::take(py);
+            if let Err(error) = self.finish(py) {
+                error.write_unraisable(py, None);
+            }
+            if let Some(pending) = pending {
+                pending.restore(py);
+            }
+        });
+    }
+}

@@ -1,0 +1,199 @@
+//! System calls that neither the standard library nor mio wraps: the one door to the platform.
+//!
+//! Each function takes a borrowed descriptor or one that its caller owns, retries nothing, and gives errno back as an
+//! [`io::Error`].
+
+use std::io::{self, IoSlice};
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// The clock of `time.monotonic()`, in seconds.
+pub fn monotonic() -> f64 {
+    let mut now = MaybeUninit::<libc::timespec>::uninit();
+    // SAFETY: the call writes a timespec to the pointer; it can't fail for this clock and a valid pointer.
+    let now = unsafe {
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, now.as_mut_ptr());
+        now.assume_init()
+    };
+    // The same arithmetic as CPython's, so that the two clocks agree to the last bit.
+    (now.tv_sec * 1_000_000_000 + now.tv_nsec) as f64 / 1e9
+}
+
+fn check(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// recv(2) into memory that need not be initialised; the result says how much of it is.
+pub fn recv(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    // SAFETY: pointer and length describe `buffer`, borrowed for the length of the call.
+    check(unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) })
+}
+
+/// send(2); a peer that is gone is EPIPE, never SIGPIPE.
+pub fn send(fd: RawFd, data: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: pointer and length describe `data`.
+    check(unsafe { libc::send(fd, data.as_ptr().cast(), data.len(), flags) })
+}
+
+/// sendmsg(2) of several slices at once. The caller keeps to IOV_MAX.
+pub fn send_vectored(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    // SAFETY: all-zero bytes are a valid msghdr: no address, no data, no ancillary data.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = slices.as_ptr().cast_mut().cast();
+    message.msg_iovlen = slices.len() as _;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: IoSlice is guaranteed to have the layout of iovec; the kernel only reads through them.
+    check(unsafe { libc::sendmsg(fd, &message, flags) })
+}
+
+/// shutdown(2) of the sending side.
+pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::shutdown(fd, libc::SHUT_WR) } as isize).map(drop)
+}
+
+/// Turns Nagle's algorithm off, where the socket has it: small writes leave at once.
+pub fn set_nodelay(fd: RawFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let size = mem::size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the value is one int of the stated size.
+    let result = unsafe {
+        libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, (&raw const on).cast(), size)
+    };
+    check(result as isize).map(drop)
+}
+
+/// A socket address as the kernel gives it.
+#[derive(Clone, Copy)]
+pub struct SocketAddress {
+    storage: libc::sockaddr_storage,
+    length: libc::socklen_t,
+}
+
+/// A socket address, taken apart.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Address {
+    V4 { host: String, port: u16 },
+    V6 { host: String, port: u16, flow_info: u32, scope_id: u32 },
+    /// A path, or an abstract name that begins with a zero byte, or nothing for a socket without a name.
+    Unix(Vec<u8>),
+    Other,
+}
+
+impl SocketAddress {
+    fn read(fill: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int) -> io::Result<(Self, i32)> {
+        // SAFETY: all-zero bytes are a valid sockaddr_storage (of family AF_UNSPEC).
+        let mut storage: libc::sockaddr_storage = unsafe { mem::zeroed() };
+        let mut length = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        let result = fill((&raw mut storage).cast(), &raw mut length);
+        check(result as isize)?;
+        Ok((SocketAddress { storage, length }, result))
+    }
+
+    /// The address that `fd` is bound to: getsockname(2).
+    pub fn local(fd: RawFd) -> io::Result<Self> {
+        // SAFETY: `read` passes pointers to a sockaddr_storage and its length, valid for the call.
+        Self::read(|address, length| unsafe { libc::getsockname(fd, address, length) }).map(|(address, _)| address)
+    }
+
+    pub fn family(&self) -> libc::c_int {
+        self.storage.ss_family.into()
+    }
+
+    pub fn parse(&self) -> Address {
+        match self.family() {
+            libc::AF_INET => {
+                // SAFETY: the family says that the storage, large and aligned enough for any address, holds this one.
+                let address: &libc::sockaddr_in = unsafe { &*(&raw const self.storage).cast() };
+                let octets = address.sin_addr.s_addr.to_ne_bytes();
+                Address::V4 {
+                    host: std::net::Ipv4Addr::from(octets).to_string(),
+                    port: u16::from_be(address.sin_port),
+                }
+            }
+            libc::AF_INET6 => {
+                // SAFETY: as above.
+                let address: &libc::sockaddr_in6 = unsafe { &*(&raw const self.storage).cast() };
+                Address::V6 {
+                    host: std::net::Ipv6Addr::from(address.sin6_addr.s6_addr).to_string(),
+                    port: u16::from_be(address.sin6_port),
+                    flow_info: u32::from_be(address.sin6_flowinfo),
+                    scope_id: address.sin6_scope_id,
+                }
+            }
+            libc::AF_UNIX => Address::Unix(self.unix_path()),
+            _ => Address::Other,
+        }
+    }
+
+    fn unix_path(&self) -> Vec<u8> {
+        // SAFETY: as in `parse`.
+        let address: &libc::sockaddr_un = unsafe { &*(&raw const self.storage).cast() };
+        let used = (self.length as usize).saturating_sub(mem::offset_of!(libc::sockaddr_un, sun_path));
+        let mut path: Vec<u8> = address.sun_path.iter().take(used).map(|&byte| byte as u8).collect();
+        if path.first() != Some(&0) {
+            // A path ends at its zero byte; in an abstract name they count.
+            path.truncate(path.iter().position(|&byte| byte == 0).unwrap_or(path.len()));
+        }
+        path
+    }
+}
+
+/// Accepts a connection: a descriptor that blocks nobody and is not inherited, and the peer's address.
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+pub fn accept(fd: RawFd) -> io::Result<(OwnedFd, SocketAddress)> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let (address, accepted) =
+        // SAFETY: `read` passes pointers to a sockaddr_storage and its length, valid for the call.
+        SocketAddress::read(|address, length| unsafe { libc::accept4(fd, address, length, flags) })?;
+    // SAFETY: the call succeeded, so this is a descriptor of ours that nobody else owns.
+    Ok((unsafe { OwnedFd::from_raw_fd(accepted) }, address))
+}
+
+/// Accepts a connection, where there is no accept4(2).
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+pub fn accept(fd: RawFd) -> io::Result<(OwnedFd, SocketAddress)> {
+    let (address, accepted) =
+        // SAFETY: `read` passes pointers to a sockaddr_storage and its length, valid for the call.
+        SocketAddress::read(|address, length| unsafe { libc::accept(fd, address, length) })?;
+    // SAFETY: the call succeeded, so this is a descriptor of ours that nobody else owns.
+    let accepted_fd = unsafe { OwnedFd::from_raw_fd(accepted) };
+    // SAFETY: both calls only set flags of the new descriptor.
+    unsafe {
+        check(libc::fcntl(accepted, libc::F_SETFD, libc::FD_CLOEXEC) as isize)?;
+        check(libc::fcntl(accepted, libc::F_SETFL, libc::O_NONBLOCK) as isize)?;
+    }
+    Ok((accepted_fd, address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn addresses_come_out_as_python_writes_them() {
+        for (host, text) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1")] {
+            let Ok(listener) = TcpListener::bind(host) else { continue };
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let port = client.local_addr().unwrap().port();
+            let (_accepted, peer) = accept(listener.as_raw_fd()).unwrap();
+            match peer.parse() {
+                Address::V4 { host, port: p } | Address::V6 { host, port: p, flow_info: 0, scope_id: 0 } => {
+                    assert_eq!((host.as_str(), p), (text, port));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_gone_peer_is_an_error_not_a_signal() {
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(SocketAddress::local(near.as_raw_fd()).unwrap().parse(), Address::Unix(Vec::new()));
+        drop(far);
+        assert_eq!(send(near.as_raw_fd(), b"x").unwrap_err().raw_os_error(), Some(libc::EPIPE));
+    }
+}

@@ -1,0 +1,201 @@
+//! The timer queue: deadlines in order, cancelled in constant time.
+//!
+//! A binary heap of small keys orders the timers; what each timer holds lives in a slab beside it. Cancelling takes
+//! the value out of the slab at once and leaves the key behind as a tombstone, because finding it in the heap would
+//! cost a search. Tombstones fall out when they reach the top, and all of them are swept when they outnumber the
+//! living, so timers that are always cancelled early (the usual fate of a timeout) do not let the heap grow.
+//!
+//! Equal deadlines fire in the order in which they were added. asyncio's own heap does not promise that.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+use slab::Slab;
+
+/// Below this many tombstones a sweep costs more than it frees.
+const MIN_TOMBSTONES: usize = 64;
+
+/// Names one timer for as long as it is in the queue, and nothing after that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimerKey {
+    slot: usize,
+    sequence: u64,
+}
+
+struct Entry {
+    deadline: f64,
+    key: TimerKey,
+}
+
+impl Ord for Entry {
+    /// Reversed, because `BinaryHeap` keeps the greatest on top.
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.deadline.total_cmp(&self.deadline).then_with(|| other.key.sequence.cmp(&self.key.sequence))
+    }
+}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Entry {}
+
+/// Values of type `T`, each with a deadline in seconds.
+pub struct TimerQueue<T> {
+    heap: BinaryHeap<Entry>,
+    live: Slab<(u64, T)>,
+    next_sequence: u64,
+}
+
+impl<T> TimerQueue<T> {
+    pub fn new() -> Self {
+        TimerQueue { heap: BinaryHeap::new(), live: Slab::new(), next_sequence: 0 }
+    }
+
+    /// Adds a timer. A deadline that is not a number counts as long past, as it does in asyncio, where every
+    /// comparison with it says "not later than now".
+    pub fn insert(&mut self, deadline: f64, value: T) -> TimerKey {
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        let deadline = if deadline.is_nan() { f64::NEG_INFINITY } else { deadline };
+        let key = TimerKey { slot: self.live.insert((sequence, value)), sequence };
+        self.heap.push(Entry { deadline, key });
+        key
+    }
+
+    /// Takes a timer out before its time. Returns what it held, or `None` if it has fired or was cancelled.
+    pub fn cancel(&mut self, key: TimerKey) -> Option<T> {
+        if !self.is_live(key) {
+            return None;
+        }
+        let (_, value) = self.live.remove(key.slot);
+        let tombstones = self.heap.len() - self.live.len();
+        if tombstones > MIN_TOMBSTONES && tombstones > self.live.len() {
+            let live = &self.live;
+            self.heap.retain(|entry| is_live(live, entry.key));
+            self.heap.shrink_to(2 * self.live.len());
+        }
+        Some(value)
+    }
+
+    /// The earliest deadline still to come.
+    pub fn next_deadline(&mut self) -> Option<f64> {
+        while let Some(entry) = self.heap.peek() {
+            if self.is_live(entry.key) {
+                return Some(entry.deadline);
+            }
+            self.heap.pop();
+        }
+        None
+    }
+
+    /// Takes the earliest timer whose deadline lies before `end`.
+    pub fn pop_before(&mut self, end: f64) -> Option<T> {
+        if self.next_deadline()? >= end {
+            return None;
+        }
+        let entry = self.heap.pop()?;
+        Some(self.live.remove(entry.key.slot).1)
+    }
+
+    /// The values still waiting, in no order.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.live.iter().map(|(_, (_, value))| value)
+    }
+
+    fn is_live(&self, key: TimerKey) -> bool {
+        is_live(&self.live, key)
+    }
+}
+
+fn is_live<T>(live: &Slab<(u64, T)>, key: TimerKey) -> bool {
+    live.get(key.slot).is_some_and(|(sequence, _)| *sequence == key.sequence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert(u8),
+        Cancel(usize),
+        Advance(u8),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => any::<u8>().prop_map(Step::Insert),
+            3 => any::<usize>().prop_map(Step::Cancel),
+            1 => any::<u8>().prop_map(Step::Advance),
+        ];
+        prop::collection::vec(step, 0..600)
+    }
+
+    proptest! {
+        /// The queue does what a sorted list does, whatever the mix of inserts, cancels and time.
+        #[test]
+        fn behaves_as_a_stable_sorted_list(steps in steps()) {
+            let mut queue = TimerQueue::new();
+            let mut model: Vec<(u8, usize)> = Vec::new();
+            let mut keys = Vec::new();
+            for (number, step) in steps.into_iter().enumerate() {
+                match step {
+                    Step::Insert(deadline) => {
+                        keys.push((queue.insert(f64::from(deadline), number), number));
+                        model.push((deadline, number));
+                    }
+                    Step::Cancel(pick) if !keys.is_empty() => {
+                        let (key, number) = keys[pick % keys.len()];
+                        let held = model.iter().position(|&(_, n)| n == number).map(|at| model.remove(at).1);
+                        prop_assert_eq!(queue.cancel(key), held);
+                        prop_assert_eq!(queue.cancel(key), None);
+                    }
+                    Step::Cancel(_) => {}
+                    Step::Advance(end) => {
+                        model.sort_by_key(|&(deadline, _)| deadline);
+                        let due: Vec<usize> = model.iter().filter(|t| t.0 < end).map(|t| t.1).collect();
+                        model.retain(|t| t.0 >= end);
+                        let fired: Vec<usize> =
+                            std::iter::from_fn(|| queue.pop_before(f64::from(end))).collect();
+                        prop_assert_eq!(fired, due);
+                    }
+                }
+                prop_assert_eq!(queue.next_deadline(), model.iter().map(|t| f64::from(t.0)).reduce(f64::min));
+                prop_assert_eq!(queue.values().count(), model.len());
+            }
+        }
+    }
+
+    #[test]
+    fn cancelled_timers_leave_nothing_behind() {
+        let mut queue = TimerQueue::new();
+        for round in 0..100_000 {
+            let key = queue.insert(1e9 + f64::from(round), Box::new(round));
+            assert!(queue.cancel(key).is_some());
+        }
+        assert!(queue.heap.len() <= MIN_TOMBSTONES + 1);
+        assert!(queue.heap.capacity() <= 4 * MIN_TOMBSTONES);
+    }
+
+    #[test]
+    fn extreme_deadlines_have_a_place() {
+        let mut queue = TimerQueue::new();
+        queue.insert(f64::INFINITY, "never");
+        queue.insert(0.0, "now");
+        queue.insert(f64::NAN, "not a number");
+        assert_eq!(queue.pop_before(1.0), Some("not a number"));
+        assert_eq!(queue.pop_before(1.0), Some("now"));
+        assert_eq!(queue.pop_before(f64::MAX), None);
+        assert_eq!(queue.next_deadline(), Some(f64::INFINITY));
+    }
+}

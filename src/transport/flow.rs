@@ -1,0 +1,57 @@
+//! Backpressure: when a protocol is told to pause and to resume writing.
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+/// asyncio's default for the high-water mark, in bytes.
+const DEFAULT_HIGH: usize = 64 * 1024;
+
+/// What the protocol has to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    Pause,
+    Resume,
+}
+
+/// The water marks, in bytes, and whether the protocol was told to pause.
+#[derive(Clone, Copy)]
+pub struct FlowControl {
+    low: usize,
+    high: usize,
+    paused: bool,
+}
+
+impl FlowControl {
+    pub fn new() -> Self {
+        FlowControl { low: DEFAULT_HIGH / 4, high: DEFAULT_HIGH, paused: false }
+    }
+
+    pub fn limits(&self) -> (usize, usize) {
+        (self.low, self.high)
+    }
+
+    /// As `asyncio.WriteTransport.set_write_buffer_limits`: what is missing follows from the other.
+    pub fn set_limits(&mut self, high: Option<i64>, low: Option<i64>) -> PyResult<()> {
+        let high = high.unwrap_or_else(|| low.map_or(DEFAULT_HIGH as i64, |low| 4 * low));
+        let low = low.unwrap_or(high.div_euclid(4));
+        if !(high >= low && low >= 0) {
+            return Err(PyValueError::new_err(format!("high ({high}) must be >= low ({low}) must be >= 0")));
+        }
+        (self.low, self.high) = (low as usize, high as usize);
+        Ok(())
+    }
+
+    /// The buffer has grown.
+    pub fn grown(&mut self, size: usize) -> Option<Signal> {
+        let pause = size > self.high && !self.paused;
+        self.paused |= pause;
+        pause.then_some(Signal::Pause)
+    }
+
+    /// The buffer has shrunk.
+    pub fn shrunk(&mut self, size: usize) -> Option<Signal> {
+        let resume = self.paused && size <= self.low;
+        self.paused &= !resume;
+        resume.then_some(Signal::Resume)
+    }
+}

@@ -1,0 +1,203 @@
+//! A listening socket: accepts in batches and makes a transport of each connection.
+
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::StreamTransport;
+use crate::event_loop::{EventLoop, Owner};
+use crate::py::{Asyncio, AttachedCell, copy_current_context, in_context, is_fatal};
+use crate::reactor::{Direction, Key, Readiness};
+use crate::sys;
+
+/// How long to wait, in seconds, when descriptors or memory have run out (asyncio's `ACCEPT_RETRY_DELAY`).
+const RETRY_DELAY: f64 = 1.0;
+
+/// Accepts plain connections for an `asyncio.Server`.
+#[pyclass(frozen, weakref, module = "mioloop._core")]
+pub struct Listener {
+    event_loop: Py<EventLoop>,
+    fd: RawFd,
+    /// How many connections one iteration accepts at most.
+    batch: usize,
+    /// Each connection's callbacks run in a copy of it.
+    context: Py<PyAny>,
+    parts: AttachedCell<Option<Parts>>,
+}
+
+struct Parts {
+    socket: Py<PyAny>,
+    protocol_factory: Py<PyAny>,
+    server: Option<Py<PyAny>>,
+    key: Option<Key>,
+}
+
+#[pymethods]
+impl EventLoop {
+    /// Accepts connections on `sock`, a listening socket that does not block, until `_stop_listening`.
+    #[pyo3(signature = (protocol_factory, sock, server, backlog, context=None))]
+    fn _start_listening(
+        slf: &Bound<'_, Self>,
+        protocol_factory: Py<PyAny>,
+        sock: &Bound<'_, PyAny>,
+        server: Option<Py<PyAny>>,
+        backlog: i64,
+        context: Option<Py<PyAny>>,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let fd: RawFd = sock.call_method0(intern!(py, "fileno"))?.extract()?;
+        let context = match context {
+            Some(context) => context,
+            None => copy_current_context(py)?,
+        };
+        let parts = Parts { socket: sock.clone().unbind(), protocol_factory, server, key: None };
+        let listener = Listener {
+            event_loop: slf.clone().unbind(),
+            fd,
+            batch: usize::try_from(backlog).unwrap_or(0).max(1),
+            context,
+            parts: AttachedCell::new(Some(parts)),
+        };
+        let listener = Bound::new(py, listener)?;
+        let key = slf.get().register(py, fd, Direction::Read, Owner::Listener(listener.clone().unbind()))?;
+        if let Some(parts) = listener.get().parts.borrow_mut(py).as_mut() {
+            parts.key = Some(key);
+        }
+        Ok(())
+    }
+
+    /// Stops what `_start_listening` began. Returns whether there was a listener on `fd`.
+    fn _stop_listening(&self, py: Python<'_>, fd: RawFd) -> PyResult<bool> {
+        if self.check_open(py).is_err() {
+            return Ok(false);
+        }
+        let found = self.with_reactor(py, |reactor| {
+            let key = reactor.key_of(fd)?;
+            match reactor.owner(key) {
+                Some(Owner::Listener(listener)) => Some((key, listener.clone_ref(py))),
+                _ => None,
+            }
+        })?;
+        let Some((key, listener)) = found else { return Ok(false) };
+        self.deregister(py, key);
+        drop(listener.get().parts.replace(py, None));
+        Ok(true)
+    }
+}
+
+impl Listener {
+    /// Connections may be waiting. Errors of one connection go to the exception handler.
+    pub fn on_ready(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        for _ in 0..this.batch {
+            if this.parts.borrow_mut(py).is_none() {
+                return Ok(());
+            }
+            match sys::accept(this.fd) {
+                Ok((accepted, peer)) => Self::connected(slf, accepted, peer)?,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN | libc::EINTR) => return Ok(()),
+                    // The peer has given up already; the next one may be waiting.
+                    Some(libc::ECONNABORTED) => {}
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                        return Self::pause(slf, error);
+                    }
+                    _ => return Err(error.into()),
+                },
+            }
+        }
+        // Edge-triggered: nothing will tell us of those that are still in the queue.
+        this.accept_again(py)
+    }
+
+    fn accept_again(&self, py: Python<'_>) -> PyResult<()> {
+        let key = self.parts.borrow_mut(py).as_ref().and_then(|parts| parts.key);
+        if let Some(key) = key {
+            self.event_loop.get().schedule_source(py, key, Readiness::READABLE);
+        }
+        Ok(())
+    }
+
+    /// Descriptors or memory have run out: trying again at once would only spin.
+    fn pause(slf: &Bound<'_, Self>, error: io::Error) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let event_loop = this.event_loop.bind(py);
+        let Some(socket) = this.parts.borrow_mut(py).as_ref().map(|parts| parts.socket.clone_ref(py)) else {
+            return Ok(());
+        };
+        let context = PyDict::new(py);
+        context.set_item(intern!(py, "message"), "socket.accept() out of system resource")?;
+        context.set_item(intern!(py, "exception"), PyErr::from(error))?;
+        context.set_item(intern!(py, "socket"), Asyncio::get(py)?.transport_socket.call1(py, (socket,))?)?;
+        EventLoop::call_exception_handler(event_loop, &context)?;
+        let resume = slf.getattr(intern!(py, "_accept_again"))?;
+        event_loop.call_method1(intern!(py, "call_later"), (RETRY_DELAY, resume))?;
+        Ok(())
+    }
+
+    fn connected(slf: &Bound<'_, Self>, accepted: OwnedFd, peer: sys::SocketAddress) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let (factory, server) = match this.parts.borrow_mut(py).as_ref() {
+            Some(parts) => {
+                (parts.protocol_factory.clone_ref(py), parts.server.as_ref().map(|server| server.clone_ref(py)))
+            }
+            None => return Ok(()),
+        };
+        let event_loop = this.event_loop.bind(py);
+        // As if the connection were a task of its own, which is what it is in asyncio.
+        let context = this.context.bind(py).call_method0(intern!(py, "copy"))?;
+        let mut protocol = None;
+        let made = in_context(&context, || factory.bind(py).call0()).and_then(|made| {
+            let protocol = protocol.insert(made);
+            StreamTransport::accepted(event_loop, accepted, peer, protocol, server, context.unbind())
+        });
+        match made {
+            Err(error) if is_fatal(py, &error) => Err(error),
+            // asyncio keeps quiet about it unless in debug mode; the connection is closed.
+            Err(error) if event_loop.get().is_debug(py) => {
+                let context = PyDict::new(py);
+                let message = "Error on transport creation for incoming connection";
+                context.set_item(intern!(py, "message"), message)?;
+                context.set_item(intern!(py, "exception"), error)?;
+                if let Some(protocol) = protocol {
+                    context.set_item(intern!(py, "protocol"), protocol)?;
+                }
+                EventLoop::call_exception_handler(event_loop, &context)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[pymethods]
+impl Listener {
+    #[pyo3(name = "_accept_again")]
+    fn resume(&self, py: Python<'_>) -> PyResult<()> {
+        self.accept_again(py)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Listener fd={}>", self.fd)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.event_loop)?;
+        visit.call(&self.context)?;
+        if let Ok(parts) = self.parts.borrow_for_traverse() {
+            if let Some(parts) = parts.as_ref() {
+                visit.call(&parts.socket)?;
+                visit.call(&parts.protocol_factory)?;
+                visit.call(&parts.server)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        drop(self.parts.replace(py, None));
+    }
+}

@@ -1,0 +1,152 @@
+//! How a transport ends: closed, aborted, or lost.
+
+use std::ffi::CString;
+
+use pyo3::exceptions::{PyConnectionError, PyOSError, PyResourceWarning};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use super::socket::Socket;
+use super::{State, StreamTransport};
+use crate::event_loop::EventLoop;
+use crate::py::Asyncio;
+
+#[pymethods]
+impl StreamTransport {
+    /// Whether the transport is closing or closed. As `asyncio.BaseTransport.is_closing`.
+    fn is_closing(&self, py: Python<'_>) -> bool {
+        self.state.borrow_mut(py).closing
+    }
+
+    /// Closes the connection when what was written is sent; receives no more. The protocol's `connection_lost(None)`
+    /// comes last. As `asyncio.BaseTransport.close`.
+    pub(super) fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        {
+            let mut state = this.state.borrow_mut(py);
+            if state.closing {
+                return Ok(());
+            }
+            state.closing = true;
+            if !state.buffer.is_empty() {
+                return Ok(());
+            }
+        }
+        Self::schedule_connection_lost(slf, None)
+    }
+
+    /// Closes the connection at once, and drops what was not sent. As `asyncio.WriteTransport.abort`.
+    fn abort(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::force_close(slf, None)
+    }
+
+    fn _force_close(slf: &Bound<'_, Self>, exc: Option<Bound<'_, PyAny>>) -> PyResult<()> {
+        Self::force_close(slf, exc)
+    }
+
+    #[pyo3(signature = (exc, message = "Fatal error on transport"))]
+    fn _fatal_error(slf: &Bound<'_, Self>, exc: Bound<'_, PyAny>, message: &str) -> PyResult<()> {
+        Self::fatal_error(slf, PyErr::from_value(exc), message)
+    }
+
+    /// The last thing that happens to a transport. It closes the socket whatever the protocol does.
+    fn _call_connection_lost(slf: &Bound<'_, Self>, exc: Option<Bound<'_, PyAny>>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let told = match this.protocol(py) {
+            Some(protocol) => protocol.call_method1(intern!(py, "connection_lost"), (exc,)).map(drop),
+            None => Ok(()),
+        };
+        let released = Self::release(slf);
+        told.and(released)
+    }
+}
+
+impl StreamTransport {
+    /// An error that ends the connection. What the network does is no news; everything else is reported.
+    pub(super) fn fatal_error(slf: &Bound<'_, Self>, error: PyErr, message: &str) -> PyResult<()> {
+        let py = slf.py();
+        if !error.is_instance_of::<PyOSError>(py) {
+            Self::report(slf, message, error.clone_ref(py))?;
+        } else if slf.get().is_debug(py) {
+            let options = pyo3::types::PyDict::new(py);
+            options.set_item(intern!(py, "exc_info"), error.clone_ref(py))?;
+            let debug = Asyncio::get(py)?.logger.bind(py).getattr(intern!(py, "debug"))?;
+            debug.call(("%r: %s", slf, message), Some(&options))?;
+        }
+        Self::force_close(slf, Some(error.into_value(py).into_bound(py).into_any()))
+    }
+
+    fn force_close(slf: &Bound<'_, Self>, exc: Option<Bound<'_, PyAny>>) -> PyResult<()> {
+        {
+            let mut state = slf.get().state.borrow_mut(slf.py());
+            state.buffer.clear();
+            state.closing = true;
+        }
+        Self::schedule_connection_lost(slf, exc)
+    }
+
+    /// Once in a transport's life.
+    pub(super) fn schedule_connection_lost(slf: &Bound<'_, Self>, exc: Option<Bound<'_, PyAny>>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        if this.state.borrow_mut(py).conn_lost > 0 {
+            return Ok(());
+        }
+        let callback = slf.getattr(intern!(py, "_call_connection_lost"))?;
+        let args = PyTuple::new(py, [exc])?;
+        // Fails if the loop is closed; then the transport stays unclosed, and `Drop` says so.
+        EventLoop::schedule(this.event_loop.bind(py), callback, args, &this.context)?;
+        this.state.borrow_mut(py).conn_lost = 1;
+        Ok(())
+    }
+
+    fn release(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let registration = this.state.borrow_mut(py).registration.take();
+        if let Some((key, _)) = registration {
+            this.event_loop.get().forget(py, key);
+        }
+        let (socket, protocol, server) = {
+            let state: &mut State = &mut this.state.borrow_mut(py);
+            let socket = std::mem::replace(&mut state.socket, Socket::Closed);
+            (socket, state.protocol.take(), state.server.take())
+        };
+        let closed = socket.close(py);
+        drop(protocol);
+        let detached = match &server {
+            Some(server) if py.version_info() >= (3, 13) => {
+                server.call_method1(py, intern!(py, "_detach"), (slf,)).map(drop)
+            }
+            Some(server) => server.call_method0(py, intern!(py, "_detach")).map(drop),
+            None => Ok(()),
+        };
+        let lost = PyConnectionError::new_err("Connection is closed by peer");
+        let told = this.finish_empty_waiter(py, Some(lost));
+        closed.and(detached).and(told)
+    }
+}
+
+impl Drop for StreamTransport {
+    /// asyncio's `__del__`: a transport that nobody has closed is closed now, with a warning.
+    fn drop(&mut self) {
+        Python::attach(|py| {
+            if self.state.borrow_mut(py).socket.is_closed() {
+                return;
+            }
+            // The interpreter may be on its way to handle an exception when it drops us; it must find it again.
+            let pending = PyErr::take(py);
+            let message = CString::new(format!("unclosed transport {}", self.describe(py))).unwrap_or_default();
+            let category = py.get_type::<PyResourceWarning>();
+            if let Err(error) = PyErr::warn(py, &category, &message, 1) {
+                error.write_unraisable(py, None);
+            }
+            let socket = std::mem::replace(&mut self.state.borrow_mut(py).socket, Socket::Closed);
+            if let Err(error) = socket.close(py) {
+                error.write_unraisable(py, None);
+            }
+            if let Some(pending) = pending {
+                pending.restore(py);
+            }
+        });
+    }
+}

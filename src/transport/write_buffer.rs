@@ -1,0 +1,92 @@
+//! What was written and not yet sent.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::data::Data;
+
+/// How many pieces go into one system call; well below IOV_MAX everywhere.
+pub const MAX_PIECES: usize = 64;
+
+enum Piece {
+    /// An immutable object of the user's: kept, not copied.
+    Bytes(Py<PyBytes>),
+    Copied(Vec<u8>),
+}
+
+/// Pieces in the order in which they were written.
+#[derive(Default)]
+pub struct WriteBuffer {
+    pieces: VecDeque<Piece>,
+    /// How much of the first piece is sent already.
+    sent: usize,
+    size: usize,
+}
+
+impl WriteBuffer {
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// The number of bytes that are held.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Adds what is left of `data` behind its first `sent` bytes.
+    pub fn push(&mut self, data: Data<'_>, sent: usize) {
+        let left = data.as_slice().len() - sent;
+        if left == 0 {
+            return;
+        }
+        self.size += left;
+        match data {
+            Data::Bytes(bytes) if self.pieces.is_empty() => {
+                self.sent = sent;
+                self.pieces.push_back(Piece::Bytes(bytes.unbind()));
+            }
+            Data::Bytes(bytes) if sent == 0 => self.pieces.push_back(Piece::Bytes(bytes.unbind())),
+            data => self.pieces.push_back(Piece::Copied(data.as_slice()[sent..].to_vec())),
+        }
+    }
+
+    /// The next bytes to send, as slices for one system call.
+    pub fn slices<'a>(&'a self, py: Python<'a>, slices: &mut [IoSlice<'a>; MAX_PIECES]) -> usize {
+        let mut count = 0;
+        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+            let bytes = match piece {
+                Piece::Bytes(bytes) => bytes.as_bytes(py),
+                Piece::Copied(bytes) => bytes,
+            };
+            *slice = IoSlice::new(if count == 0 { &bytes[self.sent..] } else { bytes });
+            count += 1;
+        }
+        count
+    }
+
+    /// Takes `sent` bytes off the front.
+    pub fn advance(&mut self, py: Python<'_>, mut sent: usize) {
+        self.size -= sent;
+        while let Some(piece) = self.pieces.front() {
+            let length = match piece {
+                Piece::Bytes(bytes) => bytes.as_bytes(py).len(),
+                Piece::Copied(bytes) => bytes.len(),
+            };
+            if self.sent + sent < length {
+                self.sent += sent;
+                return;
+            }
+            sent -= length - self.sent;
+            self.sent = 0;
+            self.pieces.pop_front();
+        }
+    }
+
+    /// Forgets everything. (Dropping bytes runs no Python code.)
+    pub fn clear(&mut self) {
+        *self = WriteBuffer::default();
+    }
+}
