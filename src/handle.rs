@@ -52,7 +52,13 @@ impl Handle {
     /// Notes where in the program the call was scheduled.
     pub fn trace_origin(&self, py: Python<'_>) -> PyResult<()> {
         let source_traceback = Some(Asyncio::get(py)?.extract_stack.call0(py)?);
-        self.origin.replace(py, Some(Box::new(Origin { source_traceback, repr: None })));
+        self.origin.replace(
+            py,
+            Some(Box::new(Origin {
+                source_traceback,
+                repr: None,
+            })),
+        );
         Ok(())
     }
 
@@ -61,7 +67,9 @@ impl Handle {
     pub fn run(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
-        let Some((callback, args)) = this.callback_and_args(py) else { return Ok(()) };
+        let Some((callback, args)) = this.callback_and_args(py) else {
+            return Ok(());
+        };
         match in_context(this.context.bind(py), || callback.call1(&args)) {
             Ok(_) => Ok(()),
             Err(error) if is_fatal(py, &error) => Err(error),
@@ -75,7 +83,8 @@ impl Handle {
 
     fn callback_and_args<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
         let call = self.call.borrow_mut(py);
-        call.as_ref().map(|call| (call.callback.bind(py).clone(), call.args.bind(py).clone()))
+        call.as_ref()
+            .map(|call| (call.callback.bind(py).clone(), call.args.bind(py).clone()))
     }
 
     fn report(
@@ -104,10 +113,14 @@ impl Handle {
         if py.version_info() >= (3, 13) {
             options.set_item(intern!(py, "debug"), self.event_loop.get().is_debug(py))?;
         }
-        Asyncio::get(py)?.format_callback_source.bind(py).call((callback, args), Some(&options))?.extract()
+        Asyncio::get(py)?
+            .format_callback_source
+            .bind(py)
+            .call((callback, args), Some(&options))?
+            .extract()
     }
 
-    fn describe(&self, py: Python<'_>, name: &str, when: Option<f64>) -> PyResult<String> {
+    fn describe(&self, py: Python<'_>, name: &str, when: Option<&str>) -> PyResult<String> {
         if let Some(repr) = self.saved_repr(py) {
             return repr.extract(py);
         }
@@ -117,21 +130,28 @@ impl Handle {
             parts.push("cancelled".to_owned());
         }
         if let Some(when) = when {
-            parts.push(format!("when={}", PyFloat::new(py, when).repr()?));
+            parts.push(format!("when={when}"));
         }
         if let Some((callback, args)) = call {
             parts.push(self.format_callback(&callback, &args)?);
         }
         if let Some(traceback) = self._source_traceback(py) {
             let frame = traceback.bind(py).get_item(-1)?;
-            parts.push(format!("created at {}:{}", frame.get_item(0)?, frame.get_item(1)?));
+            parts.push(format!(
+                "created at {}:{}",
+                frame.get_item(0)?,
+                frame.get_item(1)?
+            ));
         }
         Ok(format!("<{}>", parts.join(" ")))
     }
 
     fn saved_repr(&self, py: Python<'_>) -> Option<Py<PyString>> {
         let origin = self.origin.borrow_mut(py);
-        origin.as_ref().and_then(|origin| origin.repr.as_ref()).map(|repr| repr.clone_ref(py))
+        origin
+            .as_ref()
+            .and_then(|origin| origin.repr.as_ref())
+            .map(|repr| repr.clone_ref(py))
     }
 
     /// Empties the handle; in debug mode the picture of what it was stays.
@@ -199,7 +219,10 @@ impl Handle {
     #[getter]
     fn _source_traceback(&self, py: Python<'_>) -> Option<Py<PyAny>> {
         let origin = self.origin.borrow_mut(py);
-        origin.as_ref().and_then(|origin| origin.source_traceback.as_ref()).map(|list| list.clone_ref(py))
+        origin
+            .as_ref()
+            .and_then(|origin| origin.source_traceback.as_ref())
+            .map(|list| list.clone_ref(py))
     }
 
     #[getter(__class__)]
@@ -238,13 +261,24 @@ impl Handle {
 #[pyclass(extends = Handle, frozen, module = "mioloop._core")]
 pub struct TimerHandle {
     when: f64,
+    /// The time as `call_at` was given it, if that was no float: `when()` returns the very object.
+    given: Option<Py<PyAny>>,
     /// Its place in the timer queue, until it fires or is cancelled.
     key: AttachedCell<Option<TimerKey>>,
 }
 
 impl TimerHandle {
-    pub fn create(py: Python<'_>, when: f64, handle: Handle) -> PyResult<Bound<'_, TimerHandle>> {
-        let timer = TimerHandle { when, key: AttachedCell::new(None) };
+    pub fn create(
+        py: Python<'_>,
+        when: f64,
+        given: Option<Py<PyAny>>,
+        handle: Handle,
+    ) -> PyResult<Bound<'_, TimerHandle>> {
+        let timer = TimerHandle {
+            when,
+            given,
+            key: AttachedCell::new(None),
+        };
         Bound::new(py, PyClassInitializer::from(handle).add_subclass(timer))
     }
 
@@ -258,7 +292,7 @@ impl TimerHandle {
     /// Cancels the call, unless it has run, and lets go of the callback and its arguments at once.
     fn cancel(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, handle) = (slf.py(), slf.as_super().get());
-        handle.cancel_with(py, || handle.describe(py, "TimerHandle", Some(slf.get().when)))?;
+        handle.cancel_with(py, || slf.get().describe(slf))?;
         if let Some(key) = slf.get().key.replace(py, None) {
             handle.event_loop.get().cancel_timer(py, key);
         }
@@ -266,13 +300,16 @@ impl TimerHandle {
     }
 
     /// The time at which the call is due, in seconds of the loop's clock (`loop.time()`).
-    fn when(&self) -> f64 {
-        self.when
+    fn when<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
+        match &self.given {
+            Some(given) => given.bind(py).clone(),
+            None => PyFloat::new(py, self.when).into_any(),
+        }
     }
 
     #[getter]
-    fn _when(&self) -> f64 {
-        self.when
+    fn _when<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
+        self.when(py)
     }
 
     #[getter]
@@ -285,18 +322,24 @@ impl TimerHandle {
         Ok(Asyncio::get(py)?.timer_handle.clone_ref(py))
     }
 
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.given)
+    }
+
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
-        slf.as_super().get().describe(slf.py(), "TimerHandle", Some(slf.get().when))
+        slf.get().describe(slf)
     }
 
     fn __hash__(&self, py: Python<'_>) -> PyResult<isize> {
-        PyFloat::new(py, self.when).hash()
+        self.when(py).hash()
     }
 
     /// Timers are ordered by their time; two are equal if they also call the same thing.
     fn __richcmp__(slf: &Bound<'_, Self>, other: &Bound<'_, PyAny>, op: CompareOp) -> PyResult<Py<PyAny>> {
         let py = slf.py();
-        let Ok(other) = other.cast::<TimerHandle>() else { return Ok(py.NotImplemented()) };
+        let Ok(other) = other.cast::<TimerHandle>() else {
+            return Ok(py.NotImplemented());
+        };
         let (a, b) = (slf.get().when, other.get().when);
         let result = match op {
             CompareOp::Lt => a < b,
@@ -311,6 +354,13 @@ impl TimerHandle {
 }
 
 impl TimerHandle {
+    fn describe(&self, slf: &Bound<'_, Self>) -> PyResult<String> {
+        let when = self.when(slf.py()).str()?.to_string();
+        slf.as_super()
+            .get()
+            .describe(slf.py(), "TimerHandle", Some(&when))
+    }
+
     fn same_call(a: &Bound<'_, Self>, b: &Bound<'_, Self>) -> PyResult<bool> {
         let py = a.py();
         if a.get().when != b.get().when {

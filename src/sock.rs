@@ -8,7 +8,9 @@
 
 use std::os::fd::RawFd;
 
-use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyRuntimeError, PyStopIteration, PyValueError};
+use pyo3::exceptions::{
+    PyBlockingIOError, PyInterruptedError, PyRuntimeError, PyStopIteration, PyTypeError, PyValueError,
+};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -30,7 +32,10 @@ enum Work {
 enum Phase {
     Created,
     /// Registered for the descriptor, until the handle has woken us.
-    Waiting { fd: RawFd, waiter: Py<Handle> },
+    Waiting {
+        fd: RawFd,
+        waiter: Py<Handle>,
+    },
     Finished,
 }
 
@@ -64,7 +69,11 @@ impl EventLoop {
 
     /// Receives a datagram of up to `bufsize` bytes; returns it with its sender's address.
     /// As `asyncio.loop.sock_recvfrom`.
-    fn sock_recvfrom(slf: &Bound<'_, Self>, sock: Py<PyAny>, bufsize: Py<PyAny>) -> PyResult<SocketOperation> {
+    fn sock_recvfrom(
+        slf: &Bound<'_, Self>,
+        sock: Py<PyAny>,
+        bufsize: Py<PyAny>,
+    ) -> PyResult<SocketOperation> {
         once(slf, sock, "sock_recvfrom", "recvfrom", (bufsize,), false)
     }
 
@@ -78,7 +87,14 @@ impl EventLoop {
         nbytes: usize,
     ) -> PyResult<SocketOperation> {
         let nbytes = if nbytes == 0 { buf.len()? } else { nbytes };
-        once(slf, sock, "sock_recvfrom_into", "recvfrom_into", (buf, nbytes), false)
+        once(
+            slf,
+            sock,
+            "sock_recvfrom_into",
+            "recvfrom_into",
+            (buf, nbytes),
+            false,
+        )
     }
 
     /// Sends a datagram to `address`; returns how many bytes. As `asyncio.loop.sock_sendto`.
@@ -98,7 +114,10 @@ impl EventLoop {
             socket: sock,
             writes: true,
             name: "sock_sendall",
-            state: AttachedCell::new(State { work: Work::SendAll { data, sent: 0 }, phase: Phase::Created }),
+            state: AttachedCell::new(State {
+                work: Work::SendAll { data, sent: 0 },
+                phase: Phase::Created,
+            }),
         }
     }
 }
@@ -112,13 +131,19 @@ fn once<'py>(
     writes: bool,
 ) -> PyResult<SocketOperation> {
     let py = event_loop.py();
-    let work = Work::Once { method: PyString::intern(py, method).unbind(), args: args.into_pyobject(py)?.unbind() };
+    let work = Work::Once {
+        method: PyString::intern(py, method).unbind(),
+        args: args.into_pyobject(py)?.unbind(),
+    };
     Ok(SocketOperation {
         event_loop: event_loop.clone().unbind(),
         socket,
         writes,
         name,
-        state: AttachedCell::new(State { work, phase: Phase::Created }),
+        state: AttachedCell::new(State {
+            work,
+            phase: Phase::Created,
+        }),
     })
 }
 
@@ -148,7 +173,10 @@ impl SocketOperation {
             Phase::Created => {}
             Phase::Waiting { .. } => return Ok(()),
             Phase::Finished => {
-                return Err(PyRuntimeError::new_err(format!("cannot reuse already awaited {}()", self.name)));
+                return Err(PyRuntimeError::new_err(format!(
+                    "cannot reuse already awaited {}()",
+                    self.name
+                )));
             }
         }
         let socket = self.socket.bind(py);
@@ -191,15 +219,25 @@ impl SocketOperation {
         let view = py.get_type::<pyo3::types::PyMemoryView>().call1((data,))?;
         let bytes = view.call_method1(intern!(py, "cast"), ("B",))?;
         let rest = pyo3::types::PySlice::new(py, sent as isize, isize::MAX, 1);
-        Ok((intern!(py, "send").clone(), PyTuple::new(py, [bytes.get_item(rest)?])?))
+        Ok((
+            intern!(py, "send").clone(),
+            PyTuple::new(py, [bytes.get_item(rest)?])?,
+        ))
     }
 
-    fn is_complete<'py>(&self, py: Python<'py>, result: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    fn is_complete<'py>(
+        &self,
+        py: Python<'py>,
+        result: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let data = match &self.state.borrow_mut(py).work {
             Work::Once { .. } => return Ok(Some(result.clone())),
             Work::SendAll { data, .. } => data.bind(py).clone(),
         };
-        let total = py.get_type::<pyo3::types::PyMemoryView>().call1((data,))?.getattr(intern!(py, "nbytes"))?;
+        let total = py
+            .get_type::<pyo3::types::PyMemoryView>()
+            .call1((data,))?
+            .getattr(intern!(py, "nbytes"))?;
         let (total, now): (usize, usize) = (total.extract()?, result.extract()?);
         match &mut self.state.borrow_mut(py).work {
             Work::SendAll { sent, .. } => {
@@ -248,8 +286,12 @@ impl SocketOperation {
     }
 
     /// As of a coroutine; only None makes sense.
-    fn send<'py>(&self, py: Python<'py>, _value: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        self.step(py)
+    #[pyo3(signature = (value, /))]
+    fn send<'py>(&self, py: Python<'py>, value: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        match value.is_none() {
+            true => self.step(py),
+            false => Err(PyTypeError::new_err("a socket operation can only be sent None")),
+        }
     }
 
     /// As of a coroutine: cancels the operation.
@@ -271,7 +313,11 @@ impl SocketOperation {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        Ok(format!("<SocketOperation {} {}>", self.name, self.socket.bind(py).repr()?))
+        Ok(format!(
+            "<SocketOperation {} {}>",
+            self.name,
+            self.socket.bind(py).repr()?
+        ))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

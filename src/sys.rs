@@ -59,7 +59,13 @@ pub fn set_nodelay(fd: RawFd) -> io::Result<()> {
     let size = mem::size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the value is one int of the stated size.
     let result = unsafe {
-        libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, (&raw const on).cast(), size)
+        libc::setsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_NODELAY,
+            (&raw const on).cast(),
+            size,
+        )
     };
     check(result as isize).map(drop)
 }
@@ -74,15 +80,25 @@ pub struct SocketAddress {
 /// A socket address, taken apart.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Address {
-    V4 { host: String, port: u16 },
-    V6 { host: String, port: u16, flow_info: u32, scope_id: u32 },
+    V4 {
+        host: String,
+        port: u16,
+    },
+    V6 {
+        host: String,
+        port: u16,
+        flow_info: u32,
+        scope_id: u32,
+    },
     /// A path, or an abstract name that begins with a zero byte, or nothing for a socket without a name.
     Unix(Vec<u8>),
     Other,
 }
 
 impl SocketAddress {
-    fn read(fill: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int) -> io::Result<(Self, i32)> {
+    fn read(
+        fill: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int,
+    ) -> io::Result<(Self, i32)> {
         // SAFETY: all-zero bytes are a valid sockaddr_storage (of family AF_UNSPEC).
         let mut storage: libc::sockaddr_storage = unsafe { mem::zeroed() };
         let mut length = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
@@ -94,7 +110,8 @@ impl SocketAddress {
     /// The address that `fd` is bound to: getsockname(2).
     pub fn local(fd: RawFd) -> io::Result<Self> {
         // SAFETY: `read` passes pointers to a sockaddr_storage and its length, valid for the call.
-        Self::read(|address, length| unsafe { libc::getsockname(fd, address, length) }).map(|(address, _)| address)
+        Self::read(|address, length| unsafe { libc::getsockname(fd, address, length) })
+            .map(|(address, _)| address)
     }
 
     pub fn family(&self) -> libc::c_int {
@@ -131,7 +148,12 @@ impl SocketAddress {
         // SAFETY: as in `parse`.
         let address: &libc::sockaddr_un = unsafe { &*(&raw const self.storage).cast() };
         let used = (self.length as usize).saturating_sub(mem::offset_of!(libc::sockaddr_un, sun_path));
-        let mut path: Vec<u8> = address.sun_path.iter().take(used).map(|&byte| byte as u8).collect();
+        let mut path: Vec<u8> = address
+            .sun_path
+            .iter()
+            .take(used)
+            .map(|&byte| byte as u8)
+            .collect();
         if path.first() != Some(&0) {
             // A path ends at its zero byte; in an abstract name they count.
             path.truncate(path.iter().position(|&byte| byte == 0).unwrap_or(path.len()));
@@ -176,12 +198,20 @@ mod tests {
     #[test]
     fn addresses_come_out_as_python_writes_them() {
         for (host, text) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1")] {
-            let Ok(listener) = TcpListener::bind(host) else { continue };
+            let Ok(listener) = TcpListener::bind(host) else {
+                continue;
+            };
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let port = client.local_addr().unwrap().port();
             let (_accepted, peer) = accept(listener.as_raw_fd()).unwrap();
             match peer.parse() {
-                Address::V4 { host, port: p } | Address::V6 { host, port: p, flow_info: 0, scope_id: 0 } => {
+                Address::V4 { host, port: p }
+                | Address::V6 {
+                    host,
+                    port: p,
+                    flow_info: 0,
+                    scope_id: 0,
+                } => {
                     assert_eq!((host.as_str(), p), (text, port));
                 }
                 other => panic!("{other:?}"),
@@ -192,8 +222,14 @@ mod tests {
     #[test]
     fn a_gone_peer_is_an_error_not_a_signal() {
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert_eq!(SocketAddress::local(near.as_raw_fd()).unwrap().parse(), Address::Unix(Vec::new()));
+        assert_eq!(
+            SocketAddress::local(near.as_raw_fd()).unwrap().parse(),
+            Address::Unix(Vec::new())
+        );
         drop(far);
-        assert_eq!(send(near.as_raw_fd(), b"x").unwrap_err().raw_os_error(), Some(libc::EPIPE));
+        assert_eq!(
+            send(near.as_raw_fd(), b"x").unwrap_err().raw_os_error(),
+            Some(libc::EPIPE)
+        );
     }
 }

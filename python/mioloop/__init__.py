@@ -34,7 +34,8 @@ _T = TypeVar("_T")
 def new_event_loop() -> Loop:
     """Return a new event loop; the caller closes it.
 
-    Raises OSError where the process has no descriptors left. What `asyncio.Runner` wants as its `loop_factory`.
+    Raises OSError where the process has no descriptors left. What `asyncio.Runner` wants as its
+    `loop_factory`.
     """
     return Loop()
 
@@ -47,11 +48,11 @@ def run(
 ) -> _T:
     """Run a coroutine on a new loop, close the loop and return the coroutine's result.
 
-    `loop_factory` makes the loop; None leaves the choice to asyncio. `debug` turns asyncio's debug mode on or off;
-    None leaves it to ``PYTHONASYNCIODEBUG`` and ``-X dev``.
+    `loop_factory` makes the loop; None leaves the choice to asyncio. `debug` turns asyncio's debug mode on or
+    off; None leaves it to ``PYTHONASYNCIODEBUG`` and ``-X dev``.
 
-    Raises what the coroutine raises, ValueError for what is no coroutine and RuntimeError inside a running loop. As
-    `asyncio.run` from 3.12 on.
+    Raises what the coroutine raises, ValueError for what is no coroutine and RuntimeError inside a running
+    loop. As `asyncio.run` from 3.12 on.
     """
     with asyncio.Runner(loop_factory=loop_factory, debug=debug) as runner:
         return runner.run(main)
@@ -60,7 +61,8 @@ def run(
 def install() -> None:
     """Make mioloop the loop of every `asyncio.run` and `asyncio.new_event_loop` that follows.
 
-    Raises AttributeError on a Python that has no event loop policies (3.16 and later); give a loop factory there.
+    Raises AttributeError on a Python that has no event loop policies (3.16 and later); give a loop factory
+    there.
     """
     from .policy import EventLoopPolicy, set_event_loop_policy
 

@@ -1,4 +1,4 @@
-"""``python -m mioloop script.py args...`` and ``python -m mioloop -m module args...``: run a program, unchanged, on mioloop."""
+"""Run a program, unchanged, on mioloop: ``python -m mioloop script.py args...`` or ``-m module args...``."""
 
 from __future__ import annotations
 

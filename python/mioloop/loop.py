@@ -1,10 +1,10 @@
 """The event loop that programs see.
 
-`_core.EventLoop` does what happens once per event. `asyncio.BaseEventLoop`, behind it in the method resolution order, is
-the rest: argument checks, name resolution, servers, executors, the exception handler, all of it the code of the Python
-that runs. What stands here happens once per program, connection or process: the hooks that `BaseEventLoop` leaves to its
-heirs. Where the standard library's own heir, the selector loop, has a hook that rests on nothing but `add_reader` and
-`add_writer`, that very function is used.
+`_core.EventLoop` does what happens once per event. `asyncio.BaseEventLoop`, behind it in the method
+resolution order, is the rest: argument checks, name resolution, servers, executors, the exception handler,
+all of it the code of the Python that runs. What stands here happens once per program, connection or process:
+the hooks that `BaseEventLoop` leaves to its heirs. Where the standard library's own heir, the selector loop,
+has a hook that rests on nothing but `add_reader` and `add_writer`, that very function is used.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import sys
 import weakref
 from asyncio import base_events, selector_events, sslproto, unix_events
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVarTuple, Unpack
 
 from . import _core
 from .signals import Signals
 
-_Selector: Any = unix_events._UnixSelectorEventLoop  # type: ignore[attr-defined]
+_Selector: Any = unix_events._UnixSelectorEventLoop
 _Datagram: Any = selector_events._SelectorDatagramTransport  # type: ignore[attr-defined]
+
+_Ts = TypeVarTuple("_Ts")
 
 
 class _DatagramTransport(_Datagram):  # type: ignore[misc]
@@ -36,7 +38,8 @@ class _DatagramTransport(_Datagram):  # type: ignore[misc]
 class Loop(_core.EventLoop, asyncio.BaseEventLoop):
     """An asyncio event loop on a mio reactor.
 
-    It has every method of `asyncio.AbstractEventLoop`, documented there, with the arguments that the running Python has.
+    It has every method of `asyncio.AbstractEventLoop`, documented there, with the arguments that the running
+    Python has.
     """
 
     def __init__(self) -> None:
@@ -76,11 +79,13 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
 
     # Signals.
 
-    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: Any) -> None:
+    def add_signal_handler(
+        self, sig: int, callback: Callable[[Unpack[_Ts]], object], *args: Unpack[_Ts]
+    ) -> None:
         """Call `callback(*args)` in the loop whenever the process receives signal `sig`.
 
-        Raises ValueError for what is no signal, RuntimeError for one that can't be caught or outside the main thread,
-        TypeError for a coroutine function. As `asyncio.loop.add_signal_handler`.
+        Raises ValueError for what is no signal, RuntimeError for one that can't be caught or outside the main
+        thread, TypeError for a coroutine function. As `asyncio.loop.add_signal_handler`.
         """
         self._signals.add(sig, callback, args)
 
@@ -107,9 +112,8 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
         server_hostname: str | None = None,
         **timeouts: Any,
     ) -> asyncio.Transport:
-        ssl_protocol: Any = sslproto.SSLProtocol(
-            self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
-        )
+        make: Any = sslproto.SSLProtocol
+        ssl_protocol = make(self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts)
         self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server, context=context)
         transport: asyncio.Transport = ssl_protocol._app_transport
         return transport
@@ -123,7 +127,9 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
         extra: dict[str, Any] | None = None,
     ) -> asyncio.DatagramTransport:
         self._ensure_fd_no_transport(sock)
-        transport: asyncio.DatagramTransport = _DatagramTransport(self, sock, protocol, address, waiter, extra)
+        transport: asyncio.DatagramTransport = _DatagramTransport(
+            self, sock, protocol, address, waiter, extra
+        )
         return transport
 
     _make_read_pipe_transport = _Selector._make_read_pipe_transport
@@ -188,7 +194,8 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
     _sock_write_done = _Selector._sock_write_done
 
     async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
-        """Accept a connection on a listening socket; return its socket, which does not block, and the peer's address.
+        """Accept a connection on a listening socket; return its socket, which does not block, and the peer's
+        address.
 
         Cancelled at any point, it has not taken a connection out of the queue. As `asyncio.loop.sock_accept`.
         """
@@ -209,24 +216,22 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
         # A socket is closed with its number: remember it.
         fd = sock.fileno()
         self._ensure_fd_no_transport(fd)
-        handle = self._add_reader(fd, asyncio.futures._set_result_unless_cancelled, waiter, None)  # type: ignore[attr-defined]
-        try:
-            await waiter
-        finally:
-            # Unless somebody has registered another reader in its place.
-            if not handle.cancelled():
-                self._remove_reader(fd)
+        handle = self._add_reader(fd, asyncio.futures._set_result_unless_cancelled, waiter, None)  # type:
+        ignore[attr-defined] try: await waiter finally: Unless somebody has registered another reader in its
+        place. if not handle.cancelled(): self._remove_reader(fd)
 
     # Sendfile.
 
-    async def _sendfile_native(self, transp: _core.StreamTransport, file: Any, offset: int, count: int | None) -> int:
+    async def _sendfile_native(
+        self, transp: _core.StreamTransport, file: Any, offset: int, count: int | None
+    ) -> int:
         resume_reading = transp.is_reading()
         transp.pause_reading()
         await transp._make_empty_waiter()
         self._lend_descriptor(transp, True)
         try:
-            sent: int = await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
-            return sent
+            assert transp._sock is not None, "the empty waiter fails on a closed transport"
+            return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
         finally:
             self._lend_descriptor(transp, False)
             transp._reset_empty_waiter()

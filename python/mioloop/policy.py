@@ -1,7 +1,8 @@
 """The event loop policy, for the Pythons that have one.
 
-Policies are deprecated from 3.14 on and gone from 3.16 on. The public names warn there, though a program that asks for
-mioloop's policy has been told so by `asyncio.set_event_loop_policy` itself; so the names below the public ones are used.
+Policies are deprecated from 3.14 on and gone from 3.16 on. The public names warn there, though a program that
+asks for mioloop's policy has been told so by `asyncio.set_event_loop_policy` itself; so the names below the
+public ones are used.
 """
 
 from __future__ import annotations

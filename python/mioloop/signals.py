@@ -1,10 +1,10 @@
 """Signals, from the C handler to a callback in the loop.
 
-CPython's C handler for a signal only takes a note; Python code runs when the main thread next executes some. A loop that
-sleeps in its poll executes none, and the kernel may have interrupted another thread than the one that sleeps, or have
-delivered the signal a moment before the sleep began. So while a loop runs in the main thread it owns the *wakeup
-descriptor* (`signal.set_wakeup_fd`): the C handler writes the signal's number to a socket which the loop reads, and that
-ends the sleep whatever the race.
+CPython's C handler for a signal only takes a note; Python code runs when the main thread next executes some.
+A loop that sleeps in its poll executes none, and the kernel may have interrupted another thread than the one
+that sleeps, or have delivered the signal a moment before the sleep began. So while a loop runs in the main
+thread it owns the *wakeup descriptor* (`signal.set_wakeup_fd`): the C handler writes the signal's number to a
+socket which the loop reads, and that ends the sleep whatever the race.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Signals:
             self._runs += 1
 
     def end_run(self) -> None:
-        """Give the wakeup descriptor back, unless there are handlers: a signal between two runs must not be lost."""
+        """Give the wakeup descriptor back, unless a signal between two runs would be lost for a handler."""
         self._runs -= 1
         self._give_wakeup_back()
 
@@ -62,7 +62,8 @@ class Signals:
 
     def add(self, sig: int, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         """See `Loop.add_signal_handler`."""
-        if inspect.iscoroutine(callback) or inspect.iscoroutinefunction(callback):
+        candidate: object = callback
+        if inspect.iscoroutine(candidate) or inspect.iscoroutinefunction(callback):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         _check_signal(sig)
         self._loop._check_closed()  # type: ignore[attr-defined]
@@ -136,7 +137,7 @@ class Signals:
 
 
 def _ignore(sig: int, frame: Any) -> None:
-    """The action of a signal that a loop handles: nothing, in the place where signals are handled otherwise."""
+    """What CPython calls for a signal that a loop handles; the loop does the rest."""
 
 
 def _set_action(sig: int, action: Any) -> None:

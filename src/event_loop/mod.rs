@@ -95,7 +95,8 @@ impl EventLoop {
 
     /// `loop.call_exception_handler(context)`, which users override.
     pub fn call_exception_handler(slf: &Bound<'_, Self>, context: &Bound<'_, PyDict>) -> PyResult<()> {
-        slf.call_method1(intern!(slf.py(), "call_exception_handler"), (context,)).map(drop)
+        slf.call_method1(intern!(slf.py(), "call_exception_handler"), (context,))
+            .map(drop)
     }
 
     /// Lets go of all that the loop holds. The parts are dropped outside the borrows: that may run Python code.
@@ -170,7 +171,11 @@ impl EventLoop {
     /// Frees what the core holds: queues, registrations, descriptors. `Loop.close` calls it last.
     fn _release(&self, py: Python<'_>) {
         self.let_go(py);
-        let parts = (self.reactor.replace(py, None), self.poller.replace(py, None), self.read_buffer.replace(py, None));
+        let parts = (
+            self.reactor.replace(py, None),
+            self.poller.replace(py, None),
+            self.read_buffer.replace(py, None),
+        );
         let waker = match self.shared.waker.lock() {
             Ok(mut waker) => waker.take(),
             Err(poisoned) => poisoned.into_inner().take(),
@@ -242,8 +247,12 @@ impl EventLoop {
     /// A picture of the timers that are waiting, in no order; changing it changes nothing.
     #[getter]
     fn _scheduled<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let timers: Vec<Py<TimerHandle>> =
-            self.timers.borrow_mut(py).values().map(|timer| timer.clone_ref(py)).collect();
+        let timers: Vec<Py<TimerHandle>> = self
+            .timers
+            .borrow_mut(py)
+            .values()
+            .map(|timer| timer.clone_ref(py))
+            .collect();
         PyList::new(py, timers)
     }
 

@@ -49,7 +49,10 @@ impl EventLoop {
     fn _run_once(slf: &Bound<'_, Self>) -> PyResult<()> {
         let this = slf.get();
         // The first iteration polls whatever is ready: `stop()` before `run_forever()` asks for just that.
-        let mut last_poll = LastPoll { time: f64::NEG_INFINITY, iterations: 0 };
+        let mut last_poll = LastPoll {
+            time: f64::NEG_INFINITY,
+            iterations: 0,
+        };
         loop {
             Self::run_iteration(slf, &mut last_poll)?;
             if this.shared.stopping.load(Ordering::SeqCst) {
@@ -68,10 +71,17 @@ impl EventLoop {
         let mut now = sys::monotonic();
         let idle = this.ready.borrow_mut(py).is_empty();
         if idle || last_poll.iterations >= POLL_ITERATIONS || now - last_poll.time >= POLL_INTERVAL {
-            let timeout = if idle { this.time_to_sleep(py, now) } else { Some(Duration::ZERO) };
+            let timeout = if idle {
+                this.time_to_sleep(py, now)
+            } else {
+                Some(Duration::ZERO)
+            };
             this.poll(py, timeout)?;
             now = sys::monotonic();
-            *last_poll = LastPoll { time: now, iterations: 0 };
+            *last_poll = LastPoll {
+                time: now,
+                iterations: 0,
+            };
         }
         last_poll.iterations += 1;
         this.queue_due_timers(py, now + CLOCK_RESOLUTION);
@@ -79,8 +89,14 @@ impl EventLoop {
         let count = this.ready.borrow_mut(py).len();
         let debug = this.is_debug(py);
         for _ in 0..count {
-            let Some(item) = this.ready.borrow_mut(py).pop_front() else { break };
-            if debug { Self::run_ready_timed(slf, item)? } else { Self::run_ready(slf, item)? }
+            let Some(item) = this.ready.borrow_mut(py).pop_front() else {
+                break;
+            };
+            if debug {
+                Self::run_ready_timed(slf, item)?
+            } else {
+                Self::run_ready(slf, item)?
+            }
         }
         Ok(())
     }
@@ -97,7 +113,9 @@ impl EventLoop {
     /// Waits for events and queues what they make ready. Signal handlers of Python run before that: one that raises
     /// leaves the loop here.
     fn poll(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<()> {
-        let Some(mut poller) = self.poller.replace(py, None) else { return self.check_open(py) };
+        let Some(mut poller) = self.poller.replace(py, None) else {
+            return self.check_open(py);
+        };
         let polled = if timeout == Some(Duration::ZERO) {
             poller.poll(timeout)
         } else {
@@ -135,7 +153,9 @@ impl EventLoop {
                 // The registration is over; the kernel had the event already.
                 None => {}
                 // The handles are queued, not the source: cancelling them until they run must do.
-                Some(Owner::Watch(watch)) => ready.extend(watch.ready_handles(py, readiness).map(Ready::Call)),
+                Some(Owner::Watch(watch)) => {
+                    ready.extend(watch.ready_handles(py, readiness).map(Ready::Call))
+                }
                 Some(Owner::Stream(_) | Owner::Listener(_)) => ready.push_back(Ready::Source(key, readiness)),
             }
         }
@@ -146,7 +166,9 @@ impl EventLoop {
         while let Some(timer) = timers.pop_before(end) {
             let timer = timer.into_bound(py);
             timer.get().set_key(py, None);
-            self.ready.borrow_mut(py).push_back(Ready::Call(timer.into_super().unbind()));
+            self.ready
+                .borrow_mut(py)
+                .push_back(Ready::Call(timer.into_super().unbind()));
         }
     }
 
@@ -209,9 +231,15 @@ impl EventLoop {
         let limit: f64 = slf.getattr(intern!(py, "slow_callback_duration"))?.extract()?;
         if duration >= limit {
             let asyncio = Asyncio::get(py)?;
-            let what = if is_handle { asyncio.format_handle.call1(py, (subject,))? } else { subject };
+            let what = if is_handle {
+                asyncio.format_handle.call1(py, (subject,))?
+            } else {
+                subject
+            };
             let message = "Executing %s took %.3f seconds";
-            asyncio.logger.call_method1(py, intern!(py, "warning"), (message, what, duration))?;
+            asyncio
+                .logger
+                .call_method1(py, intern!(py, "warning"), (message, what, duration))?;
         }
         Ok(())
     }

@@ -72,7 +72,7 @@ impl EventLoop {
         context: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Py<TimerHandle>> {
         let when = add_delay(sys::monotonic(), delay)?;
-        Self::schedule_timer(slf, when, callback, args, context, "call_later")
+        Self::schedule_timer(slf, when, None, callback, args, context, "call_later")
     }
 
     /// Schedules `callback(*args)` for a time of the loop's clock, in seconds (see `time`). Returns a `TimerHandle`.
@@ -90,11 +90,11 @@ impl EventLoop {
         if when.is_none() {
             return Err(PyTypeError::new_err("when cannot be None"));
         }
-        let when = match when.cast_exact::<PyFloat>() {
-            Ok(when) => when.value(),
-            Err(_) => when.extract()?,
+        let (when, given) = match when.cast_exact::<PyFloat>() {
+            Ok(when) => (when.value(), None),
+            Err(_) => (when.extract()?, Some(when.clone().unbind())),
         };
-        Self::schedule_timer(slf, when, callback, args, context, "call_at")
+        Self::schedule_timer(slf, when, given, callback, args, context, "call_at")
     }
 
     /// Wakes the loop from its poll; the standard library calls it after scheduling from another thread.
@@ -125,6 +125,7 @@ impl EventLoop {
     fn schedule_timer(
         slf: &Bound<'_, Self>,
         when: f64,
+        given: Option<Py<PyAny>>,
         callback: Bound<'_, PyAny>,
         args: Bound<'_, PyTuple>,
         context: Option<Bound<'_, PyAny>>,
@@ -137,7 +138,7 @@ impl EventLoop {
             check_callback(slf, &callback, method)?;
         }
         let handle = Self::new_handle(slf, callback, args, context)?;
-        let timer = TimerHandle::create(py, when, handle)?;
+        let timer = TimerHandle::create(py, when, given, handle)?;
         let key = this.timers.borrow_mut(py).insert(when, timer.clone().unbind());
         timer.get().set_key(py, Some(key));
         Ok(timer.unbind())
@@ -160,7 +161,9 @@ impl EventLoop {
 
     pub(super) fn take_over_incoming(&self, py: Python<'_>) {
         let incoming = self.take_incoming();
-        self.ready.borrow_mut(py).extend(incoming.into_iter().map(Ready::Call));
+        self.ready
+            .borrow_mut(py)
+            .extend(incoming.into_iter().map(Ready::Call));
     }
 
     fn push_incoming(&self, handle: Py<Handle>) {
@@ -188,5 +191,6 @@ impl EventLoop {
 }
 
 fn check_callback(slf: &Bound<'_, EventLoop>, callback: &Bound<'_, PyAny>, method: &str) -> PyResult<()> {
-    slf.call_method1(intern!(slf.py(), "_check_callback"), (callback, method)).map(drop)
+    slf.call_method1(intern!(slf.py(), "_check_callback"), (callback, method))
+        .map(drop)
 }

@@ -46,7 +46,11 @@ impl EventLoop {
     }
 
     /// Runs something on the reactor; a closed loop has none.
-    pub fn with_reactor<R>(&self, py: Python<'_>, work: impl FnOnce(&mut Reactor<Owner>) -> R) -> PyResult<R> {
+    pub fn with_reactor<R>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut Reactor<Owner>) -> R,
+    ) -> PyResult<R> {
         self.check_open(py)?;
         let mut reactor = self.reactor.borrow_mut(py);
         match reactor.as_mut() {
@@ -60,7 +64,9 @@ impl EventLoop {
 
     /// Watches a descriptor, edge-triggered.
     pub fn register(&self, py: Python<'_>, fd: RawFd, direction: Direction, owner: Owner) -> PyResult<Key> {
-        let (key, stale) = self.with_reactor(py, |reactor| reactor.register(fd, Trigger::Edge, direction, owner))??;
+        let (key, stale) = self.with_reactor(py, |reactor| {
+            reactor.register(fd, Trigger::Edge, direction, owner)
+        })??;
         cancel_stale(py, stale)?;
         Ok(key)
     }
@@ -71,13 +77,21 @@ impl EventLoop {
 
     /// Stops watching a descriptor that stays open.
     pub fn deregister(&self, py: Python<'_>, key: Key) {
-        let owner = self.reactor.borrow_mut(py).as_mut().and_then(|reactor| reactor.deregister(key));
+        let owner = self
+            .reactor
+            .borrow_mut(py)
+            .as_mut()
+            .and_then(|reactor| reactor.deregister(key));
         drop(owner);
     }
 
     /// Stops watching a descriptor that is about to be closed.
     pub fn forget(&self, py: Python<'_>, key: Key) {
-        let owner = self.reactor.borrow_mut(py).as_mut().and_then(|reactor| reactor.forget(key));
+        let owner = self
+            .reactor
+            .borrow_mut(py)
+            .as_mut()
+            .and_then(|reactor| reactor.forget(key));
         drop(owner);
     }
 

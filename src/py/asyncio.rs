@@ -9,6 +9,7 @@ use pyo3::types::PyType;
 pub struct Asyncio {
     pub handle: Py<PyType>,
     pub timer_handle: Py<PyType>,
+    /// The class of every writable transport of asyncio's, by which it knows its own.
     pub transport: Py<PyType>,
     pub buffered_protocol: Py<PyAny>,
     pub transport_socket: Py<PyAny>,
@@ -33,7 +34,7 @@ impl Asyncio {
             Ok(Asyncio {
                 handle: class("asyncio.events", "Handle")?,
                 timer_handle: class("asyncio.events", "TimerHandle")?,
-                transport: class("asyncio.transports", "Transport")?,
+                transport: class("asyncio.transports", "_FlowControlMixin")?,
                 buffered_protocol: attribute("asyncio.protocols", "BufferedProtocol")?,
                 transport_socket: attribute("asyncio.trsock", "TransportSocket")?,
                 socket: class("socket", "socket")?,

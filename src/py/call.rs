@@ -1,7 +1,7 @@
 //! Calls into Python within a context (PEP 567).
 
-use pyo3::prelude::*;
 use pyo3::ffi;
+use pyo3::prelude::*;
 
 /// `contextvars.copy_context()`, without the Python call.
 pub fn copy_current_context(py: Python<'_>) -> PyResult<Py<PyAny>> {

@@ -23,11 +23,19 @@ pub struct FlowControl {
 
 impl FlowControl {
     pub fn new() -> Self {
-        FlowControl { low: DEFAULT_HIGH / 4, high: DEFAULT_HIGH, paused: false }
+        FlowControl {
+            low: DEFAULT_HIGH / 4,
+            high: DEFAULT_HIGH,
+            paused: false,
+        }
     }
 
     pub fn limits(&self) -> (usize, usize) {
         (self.low, self.high)
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused
     }
 
     /// As `asyncio.WriteTransport.set_write_buffer_limits`: what is missing follows from the other.
@@ -35,7 +43,9 @@ impl FlowControl {
         let high = high.unwrap_or_else(|| low.map_or(DEFAULT_HIGH as i64, |low| 4 * low));
         let low = low.unwrap_or(high.div_euclid(4));
         if !(high >= low && low >= 0) {
-            return Err(PyValueError::new_err(format!("high ({high}) must be >= low ({low}) must be >= 0")));
+            return Err(PyValueError::new_err(format!(
+                "high ({high}) must be >= low ({low}) must be >= 0"
+            )));
         }
         (self.low, self.high) = (low as usize, high as usize);
         Ok(())

@@ -49,7 +49,9 @@ impl WriteBuffer {
                 self.pieces.push_back(Piece::Bytes(bytes.unbind()));
             }
             Data::Bytes(bytes) if sent == 0 => self.pieces.push_back(Piece::Bytes(bytes.unbind())),
-            data => self.pieces.push_back(Piece::Copied(data.as_slice()[sent..].to_vec())),
+            data => self
+                .pieces
+                .push_back(Piece::Copied(data.as_slice()[sent..].to_vec())),
         }
     }
 

@@ -54,7 +54,9 @@ impl StreamTransport {
     fn _call_connection_lost(slf: &Bound<'_, Self>, exc: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         let told = match this.protocol(py) {
-            Some(protocol) => protocol.call_method1(intern!(py, "connection_lost"), (exc,)).map(drop),
+            Some(protocol) => protocol
+                .call_method1(intern!(py, "connection_lost"), (exc,))
+                .map(drop),
             None => Ok(()),
         };
         let released = Self::release(slf);
@@ -87,7 +89,10 @@ impl StreamTransport {
     }
 
     /// Once in a transport's life.
-    pub(super) fn schedule_connection_lost(slf: &Bound<'_, Self>, exc: Option<Bound<'_, PyAny>>) -> PyResult<()> {
+    pub(super) fn schedule_connection_lost(
+        slf: &Bound<'_, Self>,
+        exc: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         if this.state.borrow_mut(py).conn_lost > 0 {
             return Ok(());
@@ -135,7 +140,8 @@ impl Drop for StreamTransport {
             }
             // The interpreter may be on its way to handle an exception when it drops us; it must find it again.
             let pending = PyErr::take(py);
-            let message = CString::new(format!("unclosed transport {}", self.describe(py))).unwrap_or_default();
+            let message =
+                CString::new(format!("unclosed transport {}", self.describe(py))).unwrap_or_default();
             let category = py.get_type::<PyResourceWarning>();
             if let Err(error) = PyErr::warn(py, &category, &message, 1) {
                 error.write_unraisable(py, None);

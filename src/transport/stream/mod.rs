@@ -40,7 +40,10 @@ struct Protocol {
 impl Protocol {
     fn new(object: &Bound<'_, PyAny>) -> PyResult<Self> {
         let buffered = object.is_instance(Asyncio::get(object.py())?.buffered_protocol.bind(object.py()))?;
-        Ok(Protocol { object: object.clone().unbind(), buffered })
+        Ok(Protocol {
+            object: object.clone().unbind(),
+            buffered,
+        })
     }
 }
 
@@ -185,7 +188,11 @@ impl StreamTransport {
     }
 
     fn protocol<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
-        self.state.borrow_mut(py).protocol.as_ref().map(|protocol| protocol.object.bind(py).clone())
+        self.state
+            .borrow_mut(py)
+            .protocol
+            .as_ref()
+            .map(|protocol| protocol.object.bind(py).clone())
     }
 
     /// Calls a method of the protocol in the transport's context.
@@ -195,13 +202,17 @@ impl StreamTransport {
         method: &Bound<'py, PyString>,
         args: impl pyo3::call::PyCallArgs<'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        in_context(self.context.bind(protocol.py()), || protocol.call_method1(method, args))
+        in_context(self.context.bind(protocol.py()), || {
+            protocol.call_method1(method, args)
+        })
     }
 
     /// Tells the protocol to pause or to resume writing. What it raises is reported and changes nothing.
     fn signal(slf: &Bound<'_, Self>, signal: Option<Signal>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        let (Some(signal), Some(protocol)) = (signal, this.protocol(py)) else { return Ok(()) };
+        let (Some(signal), Some(protocol)) = (signal, this.protocol(py)) else {
+            return Ok(());
+        };
         let (method, message) = match signal {
             Signal::Pause => (intern!(py, "pause_writing"), "protocol.pause_writing() failed"),
             Signal::Resume => (intern!(py, "resume_writing"), "protocol.resume_writing() failed"),
@@ -226,7 +237,9 @@ impl StreamTransport {
     fn log_debug(slf: &Bound<'_, Self>, message: &str) -> PyResult<()> {
         let py = slf.py();
         if slf.get().is_debug(py) {
-            Asyncio::get(py)?.logger.call_method1(py, intern!(py, "debug"), (message, slf))?;
+            Asyncio::get(py)?
+                .logger
+                .call_method1(py, intern!(py, "debug"), (message, slf))?;
         }
         Ok(())
     }
@@ -243,7 +256,10 @@ impl StreamTransport {
         if !state.socket.is_closed() {
             let polling = |yes| if yes { "polling" } else { "idle" };
             let (read, write) = (polling(state.may_read()), polling(!state.buffer.is_empty()));
-            text.push_str(&format!(" read={read} write=<{write}, bufsize={}>", state.buffer.size()));
+            text.push_str(&format!(
+                " read={read} write=<{write}, bufsize={}>",
+                state.buffer.size()
+            ));
         }
         text + ">"
     }
@@ -301,7 +317,11 @@ impl StreamTransport {
     ///
     /// Returns `default` for a name that is not known. As `asyncio.BaseTransport.get_extra_info`.
     #[pyo3(signature = (name, default=None))]
-    fn get_extra_info(slf: &Bound<'_, Self>, name: &str, default: Option<Py<PyAny>>) -> PyResult<Option<Py<PyAny>>> {
+    fn get_extra_info(
+        slf: &Bound<'_, Self>,
+        name: &str,
+        default: Option<Py<PyAny>>,
+    ) -> PyResult<Option<Py<PyAny>>> {
         Ok(socket::extra_info_item(slf, name)?.map(Bound::unbind).or(default))
     }
 
@@ -363,7 +383,12 @@ impl StreamTransport {
         let parts = {
             let mut state = self.state.borrow_mut(py);
             // The socket stays, for `Drop` to find it unclosed.
-            (state.protocol.take(), state.server.take(), state.extra.take(), state.empty_waiter.take())
+            (
+                state.protocol.take(),
+                state.server.take(),
+                state.extra.take(),
+                state.empty_waiter.take(),
+            )
         };
         drop(parts);
     }

@@ -91,7 +91,9 @@ impl StreamTransport {
         let state = self.state.borrow_mut(py);
         if let (true, true, Some((key, _))) = (state.readable, state.may_read(), state.registration) {
             drop(state);
-            self.event_loop.get().schedule_source(py, key, Readiness::READABLE);
+            self.event_loop
+                .get()
+                .schedule_source(py, key, Readiness::READABLE);
         }
     }
 
@@ -138,12 +140,12 @@ impl StreamTransport {
     /// For a `BufferedProtocol`: straight into its buffer.
     fn read_into_protocol(slf: &Bound<'_, Self>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        let lent = this.call_protocol(protocol, intern!(py, "get_buffer"), (-1,)).and_then(|lent| {
-            match lent.len()? {
+        let lent = this
+            .call_protocol(protocol, intern!(py, "get_buffer"), (-1,))
+            .and_then(|lent| match lent.len()? {
                 0 => Err(PyRuntimeError::new_err("get_buffer() returned an empty buffer")),
                 _ => Ok(lent),
-            }
-        });
+            });
         let lent = match lent {
             Ok(lent) => lent,
             Err(error) => return Self::protocol_failed(slf, error, "get_buffer"),
@@ -158,7 +160,10 @@ impl StreamTransport {
                 // keeps the memory in place as long as `buffer` is held. Nobody else runs meanwhile: no Python code
                 // does, and other threads need the interpreter lock. Uninitialised bytes are only written to.
                 let memory = unsafe {
-                    std::slice::from_raw_parts_mut(buffer.buf_ptr().cast::<MaybeUninit<u8>>(), buffer.len_bytes())
+                    std::slice::from_raw_parts_mut(
+                        buffer.buf_ptr().cast::<MaybeUninit<u8>>(),
+                        buffer.len_bytes(),
+                    )
                 };
                 this.receive(py, memory)
             }
@@ -212,7 +217,11 @@ impl StreamTransport {
         if is_fatal(slf.py(), &error) {
             return Err(error);
         }
-        Self::fatal_error(slf, error, &format!("Fatal error: protocol.{method}() call failed."))
+        Self::fatal_error(
+            slf,
+            error,
+            &format!("Fatal error: protocol.{method}() call failed."),
+        )
     }
 }
 
@@ -224,7 +233,9 @@ fn in_eof_received<'py>(this: &StreamTransport, protocol: &Bound<'py, PyAny>) ->
 fn writable(lent: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {
     let buffer = PyUntypedBuffer::get(lent)?;
     match buffer.readonly() || !buffer.is_c_contiguous() {
-        true => Err(PyBufferError::new_err("get_buffer() must return a writable, contiguous buffer")),
+        true => Err(PyBufferError::new_err(
+            "get_buffer() must return a writable, contiguous buffer",
+        )),
         false => Ok(buffer),
     }
 }

@@ -30,7 +30,10 @@ pub(super) struct Names {
 
 impl Names {
     pub fn new(fd: &OwnedFd, peer: SocketAddress) -> io::Result<Self> {
-        Ok(Names { local: SocketAddress::local(fd.as_raw_fd())?, peer })
+        Ok(Names {
+            local: SocketAddress::local(fd.as_raw_fd())?,
+            peer,
+        })
     }
 }
 
@@ -69,7 +72,10 @@ pub(super) fn extra_info(sock: &Bound<'_, PyAny>, extra: Option<Bound<'_, PyDict
     let py = sock.py();
     let asyncio = Asyncio::get(py)?;
     let extra = extra.unwrap_or_else(|| PyDict::new(py));
-    extra.set_item(intern!(py, "socket"), asyncio.transport_socket.call1(py, (sock,))?)?;
+    extra.set_item(
+        intern!(py, "socket"),
+        asyncio.transport_socket.call1(py, (sock,))?,
+    )?;
     let name = |method: &Bound<'_, pyo3::types::PyString>| match sock.call_method0(method) {
         Err(error) if error.is_instance_of::<pyo3::exceptions::PyOSError>(py) => Ok(py.None()),
         name => name.map(Bound::unbind),
@@ -90,7 +96,11 @@ pub(super) fn extra_info_item<'py>(
     let (py, this) = (slf.py(), slf.get());
     let extra = {
         let mut state = this.state.borrow_mut(py);
-        state.extra.get_or_insert_with(|| PyDict::new(py).unbind()).bind(py).clone()
+        state
+            .extra
+            .get_or_insert_with(|| PyDict::new(py).unbind())
+            .bind(py)
+            .clone()
     };
     if let Some(known) = extra.get_item(name)? {
         return Ok(Some(known));
@@ -130,7 +140,10 @@ pub(super) fn python_socket<'py>(slf: &Bound<'py, StreamTransport>) -> PyResult<
     let options = PyDict::new(py);
     options.set_item(intern!(py, "fileno"), this.fd)?;
     let socket = Asyncio::get(py)?.socket.bind(py).call((), Some(&options))?;
-    let old = std::mem::replace(&mut this.state.borrow_mut(py).socket, Socket::Python(socket.clone().unbind()));
+    let old = std::mem::replace(
+        &mut this.state.borrow_mut(py).socket,
+        Socket::Python(socket.clone().unbind()),
+    );
     match old {
         Socket::Accepted(fd) => drop(fd.into_raw_fd()),
         // Python code ran meanwhile (a collection may): whoever was quicker owns the descriptor.

@@ -55,7 +55,10 @@ impl StreamTransport {
         let (py, this) = (slf.py(), slf.get());
         this.check_may_write(py, "writelines")?;
         // All of them are looked at before anything is sent: an error must not leave half a message on the wire.
-        let pieces = list_of_data.try_iter()?.map(|piece| Data::new(&piece?)).collect::<PyResult<Vec<_>>>()?;
+        let pieces = list_of_data
+            .try_iter()?
+            .map(|piece| Data::new(&piece?))
+            .collect::<PyResult<Vec<_>>>()?;
         if pieces.iter().all(|piece| piece.as_slice().is_empty()) || this.is_lost(py)? {
             return Ok(());
         }
@@ -119,6 +122,11 @@ impl StreamTransport {
         Self::grown(slf)
     }
 
+    #[getter]
+    fn _protocol_paused(&self, py: Python<'_>) -> bool {
+        self.state.borrow_mut(py).flow.is_paused()
+    }
+
     // `loop.sendfile` sends past the transport, when all that was written before is out.
 
     fn _make_empty_waiter<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
@@ -126,7 +134,10 @@ impl StreamTransport {
         if this.state.borrow_mut(py).empty_waiter.is_some() {
             return Err(PyRuntimeError::new_err("Empty waiter is already set"));
         }
-        let waiter = this.event_loop.bind(py).call_method0(intern!(py, "create_future"))?;
+        let waiter = this
+            .event_loop
+            .bind(py)
+            .call_method0(intern!(py, "create_future"))?;
         let empty = {
             let mut state = this.state.borrow_mut(py);
             state.empty_waiter = Some(waiter.clone().unbind());
@@ -148,10 +159,14 @@ impl StreamTransport {
     fn check_may_write(&self, py: Python<'_>, method: &str) -> PyResult<()> {
         let state = self.state.borrow_mut(py);
         if state.eof {
-            return Err(PyRuntimeError::new_err(format!("Cannot call {method}() after write_eof()")));
+            return Err(PyRuntimeError::new_err(format!(
+                "Cannot call {method}() after write_eof()"
+            )));
         }
         if state.empty_waiter.is_some() {
-            return Err(PyRuntimeError::new_err(format!("unable to {method}; sendfile is in progress")));
+            return Err(PyRuntimeError::new_err(format!(
+                "unable to {method}; sendfile is in progress"
+            )));
         }
         Ok(())
     }
@@ -188,7 +203,14 @@ impl StreamTransport {
                 this.state.borrow_mut(py).registration = Some((key, Direction::Both));
                 Ok(())
             }
-            None => Self::register(slf, if started { Direction::Both } else { Direction::Write }),
+            None => Self::register(
+                slf,
+                if started {
+                    Direction::Both
+                } else {
+                    Direction::Write
+                },
+            ),
         }
     }
 
@@ -265,7 +287,12 @@ impl StreamTransport {
 
     /// Tells a waiting `sendfile` that the buffer is empty, or will never be.
     pub(super) fn finish_empty_waiter(&self, py: Python<'_>, error: Option<PyErr>) -> PyResult<()> {
-        let waiter = self.state.borrow_mut(py).empty_waiter.as_ref().map(|waiter| waiter.bind(py).clone());
+        let waiter = self
+            .state
+            .borrow_mut(py)
+            .empty_waiter
+            .as_ref()
+            .map(|waiter| waiter.bind(py).clone());
         match waiter {
             Some(waiter) if !waiter.call_method0(intern!(py, "done"))?.is_truthy()? => match error {
                 Some(error) => waiter.call_method1(intern!(py, "set_exception"), (error,)),
@@ -278,7 +305,10 @@ impl StreamTransport {
 }
 
 fn is_transient(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
 }
 
 #[pymethods]
