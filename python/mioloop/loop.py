@@ -23,6 +23,7 @@ from .signals import Signals
 
 _Selector: Any = unix_events._UnixSelectorEventLoop
 _Datagram: Any = selector_events._SelectorDatagramTransport  # type: ignore[attr-defined]
+_wake: Any = asyncio.futures._set_result_unless_cancelled  # type: ignore[attr-defined]
 
 _Ts = TypeVarTuple("_Ts")
 
@@ -79,9 +80,7 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
 
     # Signals.
 
-    def add_signal_handler(
-        self, sig: int, callback: Callable[[Unpack[_Ts]], object], *args: Unpack[_Ts]
-    ) -> None:
+    def add_signal_handler(self, sig: int, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts) -> None:
         """Call `callback(*args)` in the loop whenever the process receives signal `sig`.
 
         Raises ValueError for what is no signal, RuntimeError for one that can't be caught or outside the main
@@ -213,12 +212,16 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
 
     async def _wait_readable(self, sock: socket.socket) -> None:
         waiter = self.create_future()
-        # A socket is closed with its number: remember it.
+        # The number, because a socket that is closed meanwhile has none.
         fd = sock.fileno()
         self._ensure_fd_no_transport(fd)
-        handle = self._add_reader(fd, asyncio.futures._set_result_unless_cancelled, waiter, None)  # type:
-        ignore[attr-defined] try: await waiter finally: Unless somebody has registered another reader in its
-        place. if not handle.cancelled(): self._remove_reader(fd)
+        handle = self._add_reader(fd, _wake, waiter, None)
+        try:
+            await waiter
+        finally:
+            # Unless somebody has registered another reader in its place.
+            if not handle.cancelled():
+                self._remove_reader(fd)
 
     # Sendfile.
 
