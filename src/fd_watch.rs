@@ -36,10 +36,7 @@ impl FdWatch {
     /// What an event calls, the reader first.
     pub fn ready_handles(&self, py: Python<'_>, readiness: Readiness) -> impl Iterator<Item = Py<Handle>> {
         let pick = |ready: bool, handle: &Option<Py<Handle>>| {
-            handle
-                .as_ref()
-                .filter(|_| ready)
-                .map(|handle| handle.clone_ref(py))
+            handle.as_ref().filter(|_| ready).map(|handle| handle.clone_ref(py))
         };
         let reader = pick(readiness.readable, &self.reader);
         let writer = pick(readiness.writable, &self.writer);
@@ -159,17 +156,13 @@ pub fn fileno(fd: &Bound<'_, PyAny>) -> PyResult<RawFd> {
         }
     };
     if number < 0 {
-        return Err(PyValueError::new_err(format!(
-            "Invalid file descriptor: {number}"
-        )));
+        return Err(PyValueError::new_err(format!("Invalid file descriptor: {number}")));
     }
     Ok(number)
 }
 
 fn repr(object: &Bound<'_, PyAny>) -> String {
-    object
-        .repr()
-        .map_or_else(|_| "<unprintable object>".to_owned(), |text| text.to_string())
+    object.repr().map_or_else(|_| "<unprintable object>".to_owned(), |text| text.to_string())
 }
 
 fn ensure_no_transport(slf: &Bound<'_, EventLoop>, fd: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -179,12 +172,11 @@ fn ensure_no_transport(slf: &Bound<'_, EventLoop>, fd: &Bound<'_, PyAny>) -> PyR
         return Ok(());
     }
     let number = fileno(fd)?;
-    let transport = this.with_reactor(py, |reactor| {
-        match reactor.key_of(number).and_then(|key| reactor.owner(key)) {
-            Some(Owner::Stream(transport)) => Some(transport.clone_ref(py)),
+    let transport =
+        this.with_reactor(py, |reactor| match reactor.key_of(number).and_then(|key| reactor.owner(key)) {
+            Some(Owner::Transport(transport)) => Some(transport.clone_ref(py)),
             _ => None,
-        }
-    })?;
+        })?;
     match transport {
         Some(transport) => Err(PyRuntimeError::new_err(format!(
             "File descriptor {} is used by transport {}",
@@ -245,10 +237,7 @@ fn put(
             return Ok(watch.side(side).replace(handle).into_iter().collect());
         }
     }
-    let mut watch = FdWatch {
-        reader: None,
-        writer: None,
-    };
+    let mut watch = FdWatch { reader: None, writer: None };
     *watch.side(side) = Some(handle);
     let direction = match side {
         Side::Reader => Direction::Read,

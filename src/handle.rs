@@ -1,5 +1,8 @@
 //! What `call_soon`, `call_later` and `call_at` return: a callback with its arguments and its context.
 
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
+
 use pyo3::basic::CompareOp;
 use pyo3::exceptions::PyTypeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -32,9 +35,46 @@ pub struct Handle {
     /// Empty once cancelled.
     call: AttachedCell<Option<Call>>,
     origin: AttachedCell<Option<Box<Origin>>>,
+    /// Of a call that another thread may have scheduled, and may cancel.
+    guard: Option<Box<RunGuard>>,
+}
+
+/// Lets other threads wait until a callback has returned. Whoever cancels a call from another thread may then count on
+/// it: either it was never made, or it is over. (asyncio's `_ThreadSafeHandle`, from 3.14 on.)
+#[derive(Default)]
+struct RunGuard {
+    /// The thread that is in the callback now.
+    running_in: Mutex<Option<ThreadId>>,
+    returned: Condvar,
+}
+
+impl RunGuard {
+    fn set(&self, thread: Option<ThreadId>) {
+        *self.running_in.lock().unwrap_or_else(PoisonError::into_inner) = thread;
+        if thread.is_none() {
+            self.returned.notify_all();
+        }
+    }
+
+    /// Waits, detached from the interpreter, until no other thread is in the callback.
+    fn wait(&self, py: Python<'_>) {
+        let here = Some(thread::current().id());
+        let elsewhere = |running_in: &mut Option<ThreadId>| running_in.is_some() && *running_in != here;
+        if elsewhere(&mut self.running_in.lock().unwrap_or_else(PoisonError::into_inner)) {
+            py.detach(|| {
+                let running_in = self.running_in.lock().unwrap_or_else(PoisonError::into_inner);
+                drop(self.returned.wait_while(running_in, elsewhere));
+            });
+        }
+    }
 }
 
 impl Handle {
+    /// The handle of a call from any thread.
+    pub fn guarded(self) -> Self {
+        Handle { guard: Some(Box::default()), ..self }
+    }
+
     pub fn new(
         event_loop: &Bound<'_, EventLoop>,
         callback: Py<PyAny>,
@@ -46,34 +86,46 @@ impl Handle {
             context,
             call: AttachedCell::new(Some(Call { callback, args })),
             origin: AttachedCell::new(None),
+            guard: None,
         }
     }
 
     /// Notes where in the program the call was scheduled.
     pub fn trace_origin(&self, py: Python<'_>) -> PyResult<()> {
         let source_traceback = Some(Asyncio::get(py)?.extract_stack.call0(py)?);
-        self.origin.replace(
-            py,
-            Some(Box::new(Origin {
-                source_traceback,
-                repr: None,
-            })),
-        );
+        self.origin.replace(py, Some(Box::new(Origin { source_traceback, repr: None })));
         Ok(())
     }
 
     /// Runs the callback in its context. What it raises goes to the loop's exception handler, but for `SystemExit`
     /// and `KeyboardInterrupt`, which are returned. A cancelled handle does nothing.
     pub fn run(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let py = slf.py();
         let this = slf.get();
-        let Some((callback, args)) = this.callback_and_args(py) else {
-            return Ok(());
-        };
-        match in_context(this.context.bind(py), || callback.call1(&args)) {
+        let Some((callback, args)) = this.callback_and_args(slf.py()) else { return Ok(()) };
+        let Some(guard) = &this.guard else { return this.invoke(slf, &callback, &args) };
+        guard.set(Some(thread::current().id()));
+        let result = this.invoke(slf, &callback, &args);
+        guard.set(None);
+        result
+    }
+
+    fn invoke(
+        &self,
+        slf: &Bound<'_, Self>,
+        callback: &Bound<'_, PyAny>,
+        args: &Bound<'_, PyTuple>,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        match in_context(self.context.bind(py), || callback.call1(args)) {
             Ok(_) => Ok(()),
             Err(error) if is_fatal(py, &error) => Err(error),
-            Err(error) => this.report(slf, &callback, &args, error),
+            Err(error) => self.report(slf, callback, args, error),
+        }
+    }
+
+    fn wait_until_returned(&self, py: Python<'_>) {
+        if let Some(guard) = &self.guard {
+            guard.wait(py);
         }
     }
 
@@ -83,8 +135,7 @@ impl Handle {
 
     fn callback_and_args<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
         let call = self.call.borrow_mut(py);
-        call.as_ref()
-            .map(|call| (call.callback.bind(py).clone(), call.args.bind(py).clone()))
+        call.as_ref().map(|call| (call.callback.bind(py).clone(), call.args.bind(py).clone()))
     }
 
     fn report(
@@ -113,11 +164,14 @@ impl Handle {
         if py.version_info() >= (3, 13) {
             options.set_item(intern!(py, "debug"), self.event_loop.get().is_debug(py))?;
         }
-        Asyncio::get(py)?
-            .format_callback_source
-            .bind(py)
-            .call((callback, args), Some(&options))?
-            .extract()
+        Asyncio::get(py)?.format_callback_source.bind(py).call((callback, args), Some(&options))?.extract()
+    }
+
+    fn name(&self, py: Python<'_>) -> &'static str {
+        match self.guard.is_some() && py.version_info() >= (3, 14) {
+            true => "_ThreadSafeHandle",
+            false => "Handle",
+        }
     }
 
     fn describe(&self, py: Python<'_>, name: &str, when: Option<&str>) -> PyResult<String> {
@@ -137,21 +191,14 @@ impl Handle {
         }
         if let Some(traceback) = self._source_traceback(py) {
             let frame = traceback.bind(py).get_item(-1)?;
-            parts.push(format!(
-                "created at {}:{}",
-                frame.get_item(0)?,
-                frame.get_item(1)?
-            ));
+            parts.push(format!("created at {}:{}", frame.get_item(0)?, frame.get_item(1)?));
         }
         Ok(format!("<{}>", parts.join(" ")))
     }
 
     fn saved_repr(&self, py: Python<'_>) -> Option<Py<PyString>> {
         let origin = self.origin.borrow_mut(py);
-        origin
-            .as_ref()
-            .and_then(|origin| origin.repr.as_ref())
-            .map(|repr| repr.clone_ref(py))
+        origin.as_ref().and_then(|origin| origin.repr.as_ref()).map(|repr| repr.clone_ref(py))
     }
 
     /// Empties the handle; in debug mode the picture of what it was stays.
@@ -174,11 +221,13 @@ impl Handle {
     /// Cancels the call, unless it has run; a second time does nothing.
     fn cancel(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        this.cancel_with(py, || this.describe(py, "Handle", None))
+        this.wait_until_returned(py);
+        this.cancel_with(py, || this.describe(py, this.name(py), None))
     }
 
     /// Whether the call was cancelled.
     fn cancelled(&self, py: Python<'_>) -> bool {
+        self.wait_until_returned(py);
         self.is_cancelled(py)
     }
 
@@ -219,19 +268,17 @@ impl Handle {
     #[getter]
     fn _source_traceback(&self, py: Python<'_>) -> Option<Py<PyAny>> {
         let origin = self.origin.borrow_mut(py);
-        origin
-            .as_ref()
-            .and_then(|origin| origin.source_traceback.as_ref())
-            .map(|list| list.clone_ref(py))
+        origin.as_ref().and_then(|origin| origin.source_traceback.as_ref()).map(|list| list.clone_ref(py))
     }
 
     #[getter(__class__)]
     fn class(&self, py: Python<'_>) -> PyResult<Py<PyType>> {
-        Ok(Asyncio::get(py)?.handle.clone_ref(py))
+        let asyncio = Asyncio::get(py)?;
+        Ok(if self.guard.is_some() { &asyncio.thread_safe_handle } else { &asyncio.handle }.clone_ref(py))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        self.describe(py, "Handle", None)
+        self.describe(py, self.name(py), None)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -274,11 +321,7 @@ impl TimerHandle {
         given: Option<Py<PyAny>>,
         handle: Handle,
     ) -> PyResult<Bound<'_, TimerHandle>> {
-        let timer = TimerHandle {
-            when,
-            given,
-            key: AttachedCell::new(None),
-        };
+        let timer = TimerHandle { when, given, key: AttachedCell::new(None) };
         Bound::new(py, PyClassInitializer::from(handle).add_subclass(timer))
     }
 
@@ -356,9 +399,7 @@ impl TimerHandle {
 impl TimerHandle {
     fn describe(&self, slf: &Bound<'_, Self>) -> PyResult<String> {
         let when = self.when(slf.py()).str()?.to_string();
-        slf.as_super()
-            .get()
-            .describe(slf.py(), "TimerHandle", Some(&when))
+        slf.as_super().get().describe(slf.py(), "TimerHandle", Some(&when))
     }
 
     fn same_call(a: &Bound<'_, Self>, b: &Bound<'_, Self>) -> PyResult<bool> {

@@ -23,5 +23,5 @@ mod _core {
     #[pymodule_export]
     use crate::sock::SocketOperation;
     #[pymodule_export]
-    use crate::transport::{Listener, StreamTransport};
+    use crate::transport::{DatagramTransport, Listener, StreamTransport, Transport};
 }

@@ -23,10 +23,7 @@ const EVENTS_PER_POLL: usize = 1024;
 /// Never a source's token: its generation is the one that no source gets.
 const WAKER: Token = Token(usize::MAX);
 
-const _: () = assert!(
-    usize::BITS >= 64,
-    "a token holds a slot and a generation of 32 bits each"
-);
+const _: () = assert!(usize::BITS >= 64, "a token holds a slot and a generation of 32 bits each");
 
 /// What a descriptor can do, or what somebody wants to know of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,19 +35,9 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    pub const NONE: Readiness = Readiness {
-        readable: false,
-        writable: false,
-        read_closed: false,
-    };
-    pub const READABLE: Readiness = Readiness {
-        readable: true,
-        ..Readiness::NONE
-    };
-    pub const WRITABLE: Readiness = Readiness {
-        writable: true,
-        ..Readiness::NONE
-    };
+    pub const NONE: Readiness = Readiness { readable: false, writable: false, read_closed: false };
+    pub const READABLE: Readiness = Readiness { readable: true, ..Readiness::NONE };
+    pub const WRITABLE: Readiness = Readiness { writable: true, ..Readiness::NONE };
 
     pub fn merge(&mut self, other: Readiness) {
         self.readable |= other.readable;
@@ -117,10 +104,7 @@ impl Key {
     }
 
     fn of(token: Token) -> Key {
-        Key {
-            slot: token.0 as u32,
-            generation: (token.0 >> 32) as u32,
-        }
+        Key { slot: token.0 as u32, generation: (token.0 >> 32) as u32 }
     }
 }
 
@@ -146,19 +130,8 @@ impl<T> Reactor<T> {
     pub fn new() -> io::Result<(Self, Poller)> {
         let poll = Poll::new()?;
         let registry = poll.registry().try_clone()?;
-        let reactor = Reactor {
-            registry,
-            sources: Slab::new(),
-            by_fd: HashMap::new(),
-            next_generation: 0,
-        };
-        Ok((
-            reactor,
-            Poller {
-                poll,
-                events: Events::with_capacity(EVENTS_PER_POLL),
-            },
-        ))
+        let reactor = Reactor { registry, sources: Slab::new(), by_fd: HashMap::new(), next_generation: 0 };
+        Ok((reactor, Poller { poll, events: Events::with_capacity(EVENTS_PER_POLL) }))
     }
 
     /// A handle that ends a poll from any thread.
@@ -179,10 +152,7 @@ impl<T> Reactor<T> {
     ) -> io::Result<(Key, Option<T>)> {
         let generation = self.next_generation;
         let slot = self.sources.vacant_key();
-        let key = Key {
-            slot: slot as u32,
-            generation,
-        };
+        let key = Key { slot: slot as u32, generation };
         match self.control(fd, key, trigger, direction, Control::Add) {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
                 self.control(fd, key, trigger, direction, Control::Modify)?
@@ -190,18 +160,8 @@ impl<T> Reactor<T> {
             result => result?,
         }
         // One generation is never given out: the waker's token has it.
-        self.next_generation = if generation + 1 == u32::MAX {
-            0
-        } else {
-            generation + 1
-        };
-        self.sources.insert(Source {
-            generation,
-            fd,
-            trigger,
-            direction,
-            owner,
-        });
+        self.next_generation = if generation + 1 == u32::MAX { 0 } else { generation + 1 };
+        self.sources.insert(Source { generation, fd, trigger, direction, owner });
         let stale = self.by_fd.insert(fd, key).and_then(|old| self.forget(old));
         Ok((key, stale))
     }
@@ -269,9 +229,7 @@ impl<T> Reactor<T> {
     }
 
     fn get_source(&self, key: Key) -> Option<&Source<T>> {
-        self.sources
-            .get(key.slot as usize)
-            .filter(|source| source.generation == key.generation)
+        self.sources.get(key.slot as usize).filter(|source| source.generation == key.generation)
     }
 
     fn control(
@@ -284,12 +242,10 @@ impl<T> Reactor<T> {
     ) -> io::Result<()> {
         match (trigger, control) {
             (Trigger::Edge, Control::Add) => {
-                self.registry
-                    .register(&mut SourceFd(&fd), key.token(), direction.interest())
+                self.registry.register(&mut SourceFd(&fd), key.token(), direction.interest())
             }
             (Trigger::Edge, Control::Modify) => {
-                self.registry
-                    .reregister(&mut SourceFd(&fd), key.token(), direction.interest())
+                self.registry.reregister(&mut SourceFd(&fd), key.token(), direction.interest())
             }
             (Trigger::Level, _) => level::control(&self.registry, fd, key.token(), direction, control),
         }
@@ -345,10 +301,7 @@ mod level {
             Control::Add => libc::EPOLL_CTL_ADD,
             Control::Modify => libc::EPOLL_CTL_MOD,
         };
-        let mut event = libc::epoll_event {
-            events: events as u32,
-            u64: token.0 as u64,
-        };
+        let mut event = libc::epoll_event { events: events as u32, u64: token.0 as u64 };
         // SAFETY: `event` is a live epoll_event for the length of the call, which keeps no pointer to it; a bad
         // descriptor is an error, not undefined behaviour.
         match unsafe { libc::epoll_ctl(registry.as_raw_fd(), operation, fd, &mut event) } {
@@ -383,14 +336,7 @@ mod level {
             change.udata = token.0 as _;
             // SAFETY: one change in, no events out; both pointers are valid for the lengths given.
             let result = unsafe {
-                libc::kevent(
-                    registry.as_raw_fd(),
-                    &change,
-                    1,
-                    std::ptr::null_mut(),
-                    0,
-                    std::ptr::null(),
-                )
+                libc::kevent(registry.as_raw_fd(), &change, 1, std::ptr::null_mut(), 0, std::ptr::null())
             };
             if result < 0 {
                 let error = io::Error::last_os_error();
@@ -418,16 +364,13 @@ mod tests {
     fn level_repeats_and_edge_does_not() {
         let (mut reactor, mut poller) = Reactor::new().unwrap();
         let (mut far, mut near) = UnixStream::pair().unwrap();
-        let (edge, _) = reactor
-            .register(near.as_raw_fd(), Trigger::Edge, Direction::Read, "edge")
-            .unwrap();
+        let (edge, _) = reactor.register(near.as_raw_fd(), Trigger::Edge, Direction::Read, "edge").unwrap();
         far.write_all(b"x").unwrap();
         assert_eq!(ready(&mut poller), [(edge, Readiness::READABLE)]);
         assert_eq!(ready(&mut poller), []);
         assert_eq!(reactor.deregister(edge), Some("edge"));
-        let (level, _) = reactor
-            .register(near.as_raw_fd(), Trigger::Level, Direction::Read, "level")
-            .unwrap();
+        let (level, _) =
+            reactor.register(near.as_raw_fd(), Trigger::Level, Direction::Read, "level").unwrap();
         for _ in 0..3 {
             assert_eq!(ready(&mut poller), [(level, Readiness::READABLE)]);
         }
@@ -441,20 +384,12 @@ mod tests {
         let (mut far, near) = UnixStream::pair().unwrap();
         let fd = near.as_raw_fd();
         let copy = near.try_clone().unwrap();
-        let (old, _) = reactor
-            .register(fd, Trigger::Level, Direction::Read, "old")
-            .unwrap();
+        let (old, _) = reactor.register(fd, Trigger::Level, Direction::Read, "old").unwrap();
         drop(near);
         // The copy keeps the old registration alive in the kernel while the number goes to a new file.
         let (mut new_far, new_near) = UnixStream::pair().unwrap();
-        assert_eq!(
-            new_near.as_raw_fd(),
-            fd,
-            "the lowest free number is given out first"
-        );
-        let (new, stale) = reactor
-            .register(fd, Trigger::Level, Direction::Read, "new")
-            .unwrap();
+        assert_eq!(new_near.as_raw_fd(), fd, "the lowest free number is given out first");
+        let (new, stale) = reactor.register(fd, Trigger::Level, Direction::Read, "new").unwrap();
         assert_eq!(stale, Some("old"));
         far.write_all(b"x").unwrap();
         let seen = ready(&mut poller);

@@ -87,14 +87,7 @@ impl EventLoop {
         nbytes: usize,
     ) -> PyResult<SocketOperation> {
         let nbytes = if nbytes == 0 { buf.len()? } else { nbytes };
-        once(
-            slf,
-            sock,
-            "sock_recvfrom_into",
-            "recvfrom_into",
-            (buf, nbytes),
-            false,
-        )
+        once(slf, sock, "sock_recvfrom_into", "recvfrom_into", (buf, nbytes), false)
     }
 
     /// Sends a datagram to `address`; returns how many bytes. As `asyncio.loop.sock_sendto`.
@@ -114,10 +107,7 @@ impl EventLoop {
             socket: sock,
             writes: true,
             name: "sock_sendall",
-            state: AttachedCell::new(State {
-                work: Work::SendAll { data, sent: 0 },
-                phase: Phase::Created,
-            }),
+            state: AttachedCell::new(State { work: Work::SendAll { data, sent: 0 }, phase: Phase::Created }),
         }
     }
 }
@@ -131,19 +121,14 @@ fn once<'py>(
     writes: bool,
 ) -> PyResult<SocketOperation> {
     let py = event_loop.py();
-    let work = Work::Once {
-        method: PyString::intern(py, method).unbind(),
-        args: args.into_pyobject(py)?.unbind(),
-    };
+    let work =
+        Work::Once { method: PyString::intern(py, method).unbind(), args: args.into_pyobject(py)?.unbind() };
     Ok(SocketOperation {
         event_loop: event_loop.clone().unbind(),
         socket,
         writes,
         name,
-        state: AttachedCell::new(State {
-            work,
-            phase: Phase::Created,
-        }),
+        state: AttachedCell::new(State { work, phase: Phase::Created }),
     })
 }
 
@@ -173,10 +158,7 @@ impl SocketOperation {
             Phase::Created => {}
             Phase::Waiting { .. } => return Ok(()),
             Phase::Finished => {
-                return Err(PyRuntimeError::new_err(format!(
-                    "cannot reuse already awaited {}()",
-                    self.name
-                )));
+                return Err(PyRuntimeError::new_err(format!("cannot reuse already awaited {}()", self.name)));
             }
         }
         let socket = self.socket.bind(py);
@@ -219,10 +201,7 @@ impl SocketOperation {
         let view = py.get_type::<pyo3::types::PyMemoryView>().call1((data,))?;
         let bytes = view.call_method1(intern!(py, "cast"), ("B",))?;
         let rest = pyo3::types::PySlice::new(py, sent as isize, isize::MAX, 1);
-        Ok((
-            intern!(py, "send").clone(),
-            PyTuple::new(py, [bytes.get_item(rest)?])?,
-        ))
+        Ok((intern!(py, "send").clone(), PyTuple::new(py, [bytes.get_item(rest)?])?))
     }
 
     fn is_complete<'py>(
@@ -234,10 +213,8 @@ impl SocketOperation {
             Work::Once { .. } => return Ok(Some(result.clone())),
             Work::SendAll { data, .. } => data.bind(py).clone(),
         };
-        let total = py
-            .get_type::<pyo3::types::PyMemoryView>()
-            .call1((data,))?
-            .getattr(intern!(py, "nbytes"))?;
+        let total =
+            py.get_type::<pyo3::types::PyMemoryView>().call1((data,))?.getattr(intern!(py, "nbytes"))?;
         let (total, now): (usize, usize) = (total.extract()?, result.extract()?);
         match &mut self.state.borrow_mut(py).work {
             Work::SendAll { sent, .. } => {
@@ -313,11 +290,7 @@ impl SocketOperation {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        Ok(format!(
-            "<SocketOperation {} {}>",
-            self.name,
-            self.socket.bind(py).repr()?
-        ))
+        Ok(format!("<SocketOperation {} {}>", self.name, self.socket.bind(py).repr()?))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -5,6 +5,7 @@
 
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 /// The clock of `time.monotonic()`, in seconds.
@@ -47,6 +48,30 @@ pub fn send_vectored(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     check(unsafe { libc::sendmsg(fd, &message, flags) })
 }
 
+/// sendto(2).
+pub fn send_to(fd: RawFd, data: &[u8], target: &SocketAddress) -> io::Result<()> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let address = (&raw const target.storage).cast();
+    // SAFETY: pointers and lengths describe `data` and the address.
+    let sent = unsafe { libc::sendto(fd, data.as_ptr().cast(), data.len(), flags, address, target.length) };
+    check(sent).map(drop)
+}
+
+/// recvfrom(2) into memory that need not be initialised; the size says how much of it is.
+pub fn recv_from(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<(usize, SocketAddress)> {
+    let (address, size) = SocketAddress::read(|address, length| {
+        let (memory, size) = (buffer.as_mut_ptr().cast(), buffer.len());
+        // SAFETY: pointers and lengths describe `buffer` and a sockaddr_storage, both valid for the call.
+        unsafe { libc::recvfrom(fd, memory, size, libc::MSG_DONTWAIT, address, length) }
+    })?;
+    Ok((size, address))
+}
+
+/// Whether the call should be made again later, rather than reported.
+pub fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
 /// shutdown(2) of the sending side.
 pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
     // SAFETY: no memory is involved.
@@ -58,15 +83,8 @@ pub fn set_nodelay(fd: RawFd) -> io::Result<()> {
     let on: libc::c_int = 1;
     let size = mem::size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the value is one int of the stated size.
-    let result = unsafe {
-        libc::setsockopt(
-            fd,
-            libc::IPPROTO_TCP,
-            libc::TCP_NODELAY,
-            (&raw const on).cast(),
-            size,
-        )
-    };
+    let result =
+        unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, (&raw const on).cast(), size) };
     check(result as isize).map(drop)
 }
 
@@ -95,23 +113,67 @@ pub enum Address {
     Other,
 }
 
+impl PartialEq for SocketAddress {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes() == other.bytes()
+    }
+}
+
 impl SocketAddress {
+    /// Lets a system call fill in an address; gives the call's own result too.
     fn read(
-        fill: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int,
-    ) -> io::Result<(Self, i32)> {
+        fill: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> isize,
+    ) -> io::Result<(Self, usize)> {
         // SAFETY: all-zero bytes are a valid sockaddr_storage (of family AF_UNSPEC).
         let mut storage: libc::sockaddr_storage = unsafe { mem::zeroed() };
         let mut length = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
         let result = fill((&raw mut storage).cast(), &raw mut length);
-        check(result as isize)?;
+        let result = check(result)?;
         Ok((SocketAddress { storage, length }, result))
     }
 
     /// The address that `fd` is bound to: getsockname(2).
     pub fn local(fd: RawFd) -> io::Result<Self> {
         // SAFETY: `read` passes pointers to a sockaddr_storage and its length, valid for the call.
-        Self::read(|address, length| unsafe { libc::getsockname(fd, address, length) })
+        Self::read(|address, length| unsafe { libc::getsockname(fd, address, length) } as isize)
             .map(|(address, _)| address)
+    }
+
+    pub fn v4(host: Ipv4Addr, port: u16) -> Self {
+        // SAFETY: all-zero bytes are a valid sockaddr_in.
+        let mut address: libc::sockaddr_in = unsafe { mem::zeroed() };
+        address.sin_family = libc::AF_INET as _;
+        address.sin_port = port.to_be();
+        address.sin_addr.s_addr = u32::from_ne_bytes(host.octets());
+        Self::of(address)
+    }
+
+    pub fn v6(host: Ipv6Addr, port: u16) -> Self {
+        // SAFETY: all-zero bytes are a valid sockaddr_in6.
+        let mut address: libc::sockaddr_in6 = unsafe { mem::zeroed() };
+        address.sin6_family = libc::AF_INET6 as _;
+        address.sin6_port = port.to_be();
+        address.sin6_addr.s6_addr = host.octets();
+        Self::of(address)
+    }
+
+    /// `A` is one of the sockaddr types, none of which is larger than a sockaddr_storage.
+    fn of<A: Copy>(address: A) -> Self {
+        const { assert!(mem::size_of::<A>() <= mem::size_of::<libc::sockaddr_storage>()) };
+        // SAFETY: all-zero bytes are a valid sockaddr_storage, which is large and aligned enough for `A`.
+        let storage = unsafe {
+            let mut storage: libc::sockaddr_storage = mem::zeroed();
+            (&raw mut storage).cast::<A>().write(address);
+            storage
+        };
+        SocketAddress { storage, length: mem::size_of::<A>() as libc::socklen_t }
+    }
+
+    /// The bytes that count.
+    fn bytes(&self) -> &[u8] {
+        let length = (self.length as usize).min(mem::size_of::<libc::sockaddr_storage>());
+        // SAFETY: the storage is initialised throughout, and `length` stays within it.
+        unsafe { std::slice::from_raw_parts((&raw const self.storage).cast(), length) }
     }
 
     pub fn family(&self) -> libc::c_int {
@@ -124,16 +186,13 @@ impl SocketAddress {
                 // SAFETY: the family says that the storage, large and aligned enough for any address, holds this one.
                 let address: &libc::sockaddr_in = unsafe { &*(&raw const self.storage).cast() };
                 let octets = address.sin_addr.s_addr.to_ne_bytes();
-                Address::V4 {
-                    host: std::net::Ipv4Addr::from(octets).to_string(),
-                    port: u16::from_be(address.sin_port),
-                }
+                Address::V4 { host: Ipv4Addr::from(octets).to_string(), port: u16::from_be(address.sin_port) }
             }
             libc::AF_INET6 => {
                 // SAFETY: as above.
                 let address: &libc::sockaddr_in6 = unsafe { &*(&raw const self.storage).cast() };
                 Address::V6 {
-                    host: std::net::Ipv6Addr::from(address.sin6_addr.s6_addr).to_string(),
+                    host: Ipv6Addr::from(address.sin6_addr.s6_addr).to_string(),
                     port: u16::from_be(address.sin6_port),
                     flow_info: u32::from_be(address.sin6_flowinfo),
                     scope_id: address.sin6_scope_id,
@@ -148,12 +207,7 @@ impl SocketAddress {
         // SAFETY: as in `parse`.
         let address: &libc::sockaddr_un = unsafe { &*(&raw const self.storage).cast() };
         let used = (self.length as usize).saturating_sub(mem::offset_of!(libc::sockaddr_un, sun_path));
-        let mut path: Vec<u8> = address
-            .sun_path
-            .iter()
-            .take(used)
-            .map(|&byte| byte as u8)
-            .collect();
+        let mut path: Vec<u8> = address.sun_path.iter().take(used).map(|&byte| byte as u8).collect();
         if path.first() != Some(&0) {
             // A path ends at its zero byte; in an abstract name they count.
             path.truncate(path.iter().position(|&byte| byte == 0).unwrap_or(path.len()));
@@ -168,9 +222,9 @@ pub fn accept(fd: RawFd) -> io::Result<(OwnedFd, SocketAddress)> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     let (address, accepted) =
         // SAFETY: `read` passes pointers to a sockaddr_storage and its length, valid for the call.
-        SocketAddress::read(|address, length| unsafe { libc::accept4(fd, address, length, flags) })?;
+        SocketAddress::read(|address, length| unsafe { libc::accept4(fd, address, length, flags) } as isize)?;
     // SAFETY: the call succeeded, so this is a descriptor of ours that nobody else owns.
-    Ok((unsafe { OwnedFd::from_raw_fd(accepted) }, address))
+    Ok((unsafe { OwnedFd::from_raw_fd(accepted as RawFd) }, address))
 }
 
 /// Accepts a connection, where there is no accept4(2).
@@ -178,13 +232,13 @@ pub fn accept(fd: RawFd) -> io::Result<(OwnedFd, SocketAddress)> {
 pub fn accept(fd: RawFd) -> io::Result<(OwnedFd, SocketAddress)> {
     let (address, accepted) =
         // SAFETY: `read` passes pointers to a sockaddr_storage and its length, valid for the call.
-        SocketAddress::read(|address, length| unsafe { libc::accept(fd, address, length) })?;
+        SocketAddress::read(|address, length| unsafe { libc::accept(fd, address, length) } as isize)?;
     // SAFETY: the call succeeded, so this is a descriptor of ours that nobody else owns.
-    let accepted_fd = unsafe { OwnedFd::from_raw_fd(accepted) };
+    let accepted_fd = unsafe { OwnedFd::from_raw_fd(accepted as RawFd) };
     // SAFETY: both calls only set flags of the new descriptor.
     unsafe {
-        check(libc::fcntl(accepted, libc::F_SETFD, libc::FD_CLOEXEC) as isize)?;
-        check(libc::fcntl(accepted, libc::F_SETFL, libc::O_NONBLOCK) as isize)?;
+        check(libc::fcntl(accepted as RawFd, libc::F_SETFD, libc::FD_CLOEXEC) as isize)?;
+        check(libc::fcntl(accepted as RawFd, libc::F_SETFL, libc::O_NONBLOCK) as isize)?;
     }
     Ok((accepted_fd, address))
 }
@@ -205,13 +259,7 @@ mod tests {
             let port = client.local_addr().unwrap().port();
             let (_accepted, peer) = accept(listener.as_raw_fd()).unwrap();
             match peer.parse() {
-                Address::V4 { host, port: p }
-                | Address::V6 {
-                    host,
-                    port: p,
-                    flow_info: 0,
-                    scope_id: 0,
-                } => {
+                Address::V4 { host, port: p } | Address::V6 { host, port: p, flow_info: 0, scope_id: 0 } => {
                     assert_eq!((host.as_str(), p), (text, port));
                 }
                 other => panic!("{other:?}"),
@@ -222,14 +270,8 @@ mod tests {
     #[test]
     fn a_gone_peer_is_an_error_not_a_signal() {
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert_eq!(
-            SocketAddress::local(near.as_raw_fd()).unwrap().parse(),
-            Address::Unix(Vec::new())
-        );
+        assert_eq!(SocketAddress::local(near.as_raw_fd()).unwrap().parse(), Address::Unix(Vec::new()));
         drop(far);
-        assert_eq!(
-            send(near.as_raw_fd(), b"x").unwrap_err().raw_os_error(),
-            Some(libc::EPIPE)
-        );
+        assert_eq!(send(near.as_raw_fd(), b"x").unwrap_err().raw_os_error(), Some(libc::EPIPE));
     }
 }

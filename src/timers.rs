@@ -30,10 +30,7 @@ struct Entry {
 impl Ord for Entry {
     /// Reversed, because `BinaryHeap` keeps the greatest on top.
     fn cmp(&self, other: &Self) -> Ordering {
-        other
-            .deadline
-            .total_cmp(&self.deadline)
-            .then_with(|| other.key.sequence.cmp(&self.key.sequence))
+        other.deadline.total_cmp(&self.deadline).then_with(|| other.key.sequence.cmp(&self.key.sequence))
     }
 }
 
@@ -60,11 +57,7 @@ pub struct TimerQueue<T> {
 
 impl<T> TimerQueue<T> {
     pub fn new() -> Self {
-        TimerQueue {
-            heap: BinaryHeap::new(),
-            live: Slab::new(),
-            next_sequence: 0,
-        }
+        TimerQueue { heap: BinaryHeap::new(), live: Slab::new(), next_sequence: 0 }
     }
 
     /// Adds a timer. A deadline that is not a number counts as long past, as it does in asyncio, where every
@@ -72,15 +65,8 @@ impl<T> TimerQueue<T> {
     pub fn insert(&mut self, deadline: f64, value: T) -> TimerKey {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
-        let deadline = if deadline.is_nan() {
-            f64::NEG_INFINITY
-        } else {
-            deadline
-        };
-        let key = TimerKey {
-            slot: self.live.insert((sequence, value)),
-            sequence,
-        };
+        let deadline = if deadline.is_nan() { f64::NEG_INFINITY } else { deadline };
+        let key = TimerKey { slot: self.live.insert((sequence, value)), sequence };
         self.heap.push(Entry { deadline, key });
         key
     }
@@ -131,8 +117,7 @@ impl<T> TimerQueue<T> {
 }
 
 fn is_live<T>(live: &Slab<(u64, T)>, key: TimerKey) -> bool {
-    live.get(key.slot)
-        .is_some_and(|(sequence, _)| *sequence == key.sequence)
+    live.get(key.slot).is_some_and(|(sequence, _)| *sequence == key.sequence)
 }
 
 #[cfg(test)]

@@ -13,8 +13,7 @@ import asyncio
 import os
 import socket
 import sys
-import weakref
-from asyncio import base_events, selector_events, sslproto, unix_events
+from asyncio import base_events, sslproto, unix_events
 from collections.abc import Callable
 from typing import Any, TypeVarTuple, Unpack
 
@@ -22,18 +21,9 @@ from . import _core
 from .signals import Signals
 
 _Selector: Any = unix_events._UnixSelectorEventLoop
-_Datagram: Any = selector_events._SelectorDatagramTransport  # type: ignore[attr-defined]
 _wake: Any = asyncio.futures._set_result_unless_cancelled  # type: ignore[attr-defined]
 
 _Ts = TypeVarTuple("_Ts")
-
-
-class _DatagramTransport(_Datagram):  # type: ignore[misc]
-    """The standard library's, but for its look: it would ask a selector what it is doing."""
-
-    def __repr__(self) -> str:
-        state = " closed" if self._sock is None else " closing" if self._closing else ""
-        return f"<DatagramTransport{state} fd={self._sock_fd}>"
 
 
 class Loop(_core.EventLoop, asyncio.BaseEventLoop):
@@ -46,7 +36,6 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._signals = Signals(self)
-        self._transports: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._unix_server_sockets: dict[socket.socket, int] = {}
         if sys.version_info >= (3, 14):
             # Before, the policy has the watcher. A thread waits for each process where there are no pidfds.
@@ -115,20 +104,6 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
         ssl_protocol = make(self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts)
         self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server, context=context)
         transport: asyncio.Transport = ssl_protocol._app_transport
-        return transport
-
-    def _make_datagram_transport(
-        self,
-        sock: socket.socket,
-        protocol: asyncio.DatagramProtocol,
-        address: Any = None,
-        waiter: asyncio.Future[None] | None = None,
-        extra: dict[str, Any] | None = None,
-    ) -> asyncio.DatagramTransport:
-        self._ensure_fd_no_transport(sock)
-        transport: asyncio.DatagramTransport = _DatagramTransport(
-            self, sock, protocol, address, waiter, extra
-        )
         return transport
 
     _make_read_pipe_transport = _Selector._make_read_pipe_transport

@@ -24,7 +24,7 @@ use crate::py::AttachedCell;
 use crate::reactor::{Key, Poller, Reactor, Readiness};
 use crate::sys;
 use crate::timers::TimerQueue;
-use crate::transport::{Listener, StreamTransport};
+use crate::transport::{Listener, Transport};
 
 pub use services::ReadBuffer;
 
@@ -34,13 +34,13 @@ enum Ready {
     /// A registered source that can be read or written.
     Source(Key, Readiness),
     /// A transport whose protocol has been told of the connection, and that may read from now on.
-    Start(Py<StreamTransport>),
+    Start(Py<Transport>),
 }
 
 /// On whose behalf a descriptor is watched.
 pub enum Owner {
     Watch(FdWatch),
-    Stream(Py<StreamTransport>),
+    Transport(Py<Transport>),
     Listener(Py<Listener>),
 }
 
@@ -48,7 +48,7 @@ impl Owner {
     fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         match self {
             Owner::Watch(watch) => watch.traverse(visit),
-            Owner::Stream(transport) => visit.call(transport),
+            Owner::Transport(transport) => visit.call(transport),
             Owner::Listener(listener) => visit.call(listener),
         }
     }
@@ -95,8 +95,7 @@ impl EventLoop {
 
     /// `loop.call_exception_handler(context)`, which users override.
     pub fn call_exception_handler(slf: &Bound<'_, Self>, context: &Bound<'_, PyDict>) -> PyResult<()> {
-        slf.call_method1(intern!(slf.py(), "call_exception_handler"), (context,))
-            .map(drop)
+        slf.call_method1(intern!(slf.py(), "call_exception_handler"), (context,)).map(drop)
     }
 
     /// Lets go of all that the loop holds. The parts are dropped outside the borrows: that may run Python code.
@@ -247,12 +246,8 @@ impl EventLoop {
     /// A picture of the timers that are waiting, in no order; changing it changes nothing.
     #[getter]
     fn _scheduled<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let timers: Vec<Py<TimerHandle>> = self
-            .timers
-            .borrow_mut(py)
-            .values()
-            .map(|timer| timer.clone_ref(py))
-            .collect();
+        let timers: Vec<Py<TimerHandle>> =
+            self.timers.borrow_mut(py).values().map(|timer| timer.clone_ref(py)).collect();
         PyList::new(py, timers)
     }
 

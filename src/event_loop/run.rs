@@ -23,7 +23,7 @@ use crate::handle::Handle;
 use crate::py::{Asyncio, is_fatal};
 use crate::reactor::{Key, Readiness};
 use crate::sys;
-use crate::transport::{Listener, StreamTransport};
+use crate::transport::{Listener, Transport};
 
 const POLL_INTERVAL: f64 = 250e-6;
 const POLL_ITERATIONS: u32 = 64;
@@ -49,10 +49,7 @@ impl EventLoop {
     fn _run_once(slf: &Bound<'_, Self>) -> PyResult<()> {
         let this = slf.get();
         // The first iteration polls whatever is ready: `stop()` before `run_forever()` asks for just that.
-        let mut last_poll = LastPoll {
-            time: f64::NEG_INFINITY,
-            iterations: 0,
-        };
+        let mut last_poll = LastPoll { time: f64::NEG_INFINITY, iterations: 0 };
         loop {
             Self::run_iteration(slf, &mut last_poll)?;
             if this.shared.stopping.load(Ordering::SeqCst) {
@@ -71,17 +68,10 @@ impl EventLoop {
         let mut now = sys::monotonic();
         let idle = this.ready.borrow_mut(py).is_empty();
         if idle || last_poll.iterations >= POLL_ITERATIONS || now - last_poll.time >= POLL_INTERVAL {
-            let timeout = if idle {
-                this.time_to_sleep(py, now)
-            } else {
-                Some(Duration::ZERO)
-            };
+            let timeout = if idle { this.time_to_sleep(py, now) } else { Some(Duration::ZERO) };
             this.poll(py, timeout)?;
             now = sys::monotonic();
-            *last_poll = LastPoll {
-                time: now,
-                iterations: 0,
-            };
+            *last_poll = LastPoll { time: now, iterations: 0 };
         }
         last_poll.iterations += 1;
         this.queue_due_timers(py, now + CLOCK_RESOLUTION);
@@ -92,11 +82,7 @@ impl EventLoop {
             let Some(item) = this.ready.borrow_mut(py).pop_front() else {
                 break;
             };
-            if debug {
-                Self::run_ready_timed(slf, item)?
-            } else {
-                Self::run_ready(slf, item)?
-            }
+            if debug { Self::run_ready_timed(slf, item)? } else { Self::run_ready(slf, item)? }
         }
         Ok(())
     }
@@ -156,7 +142,9 @@ impl EventLoop {
                 Some(Owner::Watch(watch)) => {
                     ready.extend(watch.ready_handles(py, readiness).map(Ready::Call))
                 }
-                Some(Owner::Stream(_) | Owner::Listener(_)) => ready.push_back(Ready::Source(key, readiness)),
+                Some(Owner::Transport(_) | Owner::Listener(_)) => {
+                    ready.push_back(Ready::Source(key, readiness))
+                }
             }
         }
     }
@@ -166,9 +154,7 @@ impl EventLoop {
         while let Some(timer) = timers.pop_before(end) {
             let timer = timer.into_bound(py);
             timer.get().set_key(py, None);
-            self.ready
-                .borrow_mut(py)
-                .push_back(Ready::Call(timer.into_super().unbind()));
+            self.ready.borrow_mut(py).push_back(Ready::Call(timer.into_super().unbind()));
         }
     }
 
@@ -177,9 +163,9 @@ impl EventLoop {
         let py = slf.py();
         let result = match item {
             Ready::Call(handle) => return Handle::run(handle.bind(py)),
-            Ready::Start(transport) => StreamTransport::start_reading(transport.bind(py)),
+            Ready::Start(transport) => Transport::start_reading(transport.bind(py)),
             Ready::Source(key, readiness) => match slf.get().source(py, key) {
-                Some(Owner::Stream(transport)) => StreamTransport::on_ready(transport.bind(py), readiness),
+                Some(Owner::Transport(transport)) => Transport::on_ready(transport.bind(py), readiness),
                 Some(Owner::Listener(listener)) => Listener::on_ready(listener.bind(py)),
                 Some(Owner::Watch(_)) | None => Ok(()),
             },
@@ -198,7 +184,7 @@ impl EventLoop {
     fn source(&self, py: Python<'_>, key: Key) -> Option<Owner> {
         let reactor = self.reactor.borrow_mut(py);
         match reactor.as_ref()?.owner(key)? {
-            Owner::Stream(transport) => Some(Owner::Stream(transport.clone_ref(py))),
+            Owner::Transport(transport) => Some(Owner::Transport(transport.clone_ref(py))),
             Owner::Listener(listener) => Some(Owner::Listener(listener.clone_ref(py))),
             Owner::Watch(_) => None,
         }
@@ -212,7 +198,7 @@ impl EventLoop {
             Ready::Call(handle) => handle.clone_ref(py).into_any(),
             Ready::Start(transport) => transport.clone_ref(py).into_any(),
             Ready::Source(key, _) => match slf.get().source(py, *key) {
-                Some(Owner::Stream(transport)) => transport.into_any(),
+                Some(Owner::Transport(transport)) => transport.into_any(),
                 Some(Owner::Listener(listener)) => listener.into_any(),
                 Some(Owner::Watch(_)) | None => return Ok(()),
             },
@@ -231,15 +217,9 @@ impl EventLoop {
         let limit: f64 = slf.getattr(intern!(py, "slow_callback_duration"))?.extract()?;
         if duration >= limit {
             let asyncio = Asyncio::get(py)?;
-            let what = if is_handle {
-                asyncio.format_handle.call1(py, (subject,))?
-            } else {
-                subject
-            };
+            let what = if is_handle { asyncio.format_handle.call1(py, (subject,))? } else { subject };
             let message = "Executing %s took %.3f seconds";
-            asyncio
-                .logger
-                .call_method1(py, intern!(py, "warning"), (message, what, duration))?;
+            asyncio.logger.call_method1(py, intern!(py, "warning"), (message, what, duration))?;
         }
         Ok(())
     }

@@ -54,7 +54,7 @@ impl EventLoop {
             check_callback(slf, &callback, "call_soon_threadsafe")?;
         }
         let handle = Self::new_handle(slf, callback, args, context)?;
-        let handle = Py::new(py, handle)?;
+        let handle = Py::new(py, handle.guarded())?;
         this.push_incoming(handle.clone_ref(py));
         this.wake()?;
         Ok(handle)
@@ -161,9 +161,7 @@ impl EventLoop {
 
     pub(super) fn take_over_incoming(&self, py: Python<'_>) {
         let incoming = self.take_incoming();
-        self.ready
-            .borrow_mut(py)
-            .extend(incoming.into_iter().map(Ready::Call));
+        self.ready.borrow_mut(py).extend(incoming.into_iter().map(Ready::Call));
     }
 
     fn push_incoming(&self, handle: Py<Handle>) {
@@ -191,6 +189,5 @@ impl EventLoop {
 }
 
 fn check_callback(slf: &Bound<'_, EventLoop>, callback: &Bound<'_, PyAny>, method: &str) -> PyResult<()> {
-    slf.call_method1(intern!(slf.py(), "_check_callback"), (callback, method))
-        .map(drop)
+    slf.call_method1(intern!(slf.py(), "_check_callback"), (callback, method)).map(drop)
 }

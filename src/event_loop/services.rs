@@ -10,7 +10,7 @@ use pyo3::types::PyTuple;
 use super::{EventLoop, Owner, Ready};
 use crate::handle::Handle;
 use crate::reactor::{Direction, Key, Reactor, Readiness, Trigger};
-use crate::transport::StreamTransport;
+use crate::transport::Transport;
 
 /// As much as one read of a stream takes at most: the bound on what one connection gets in an iteration.
 const READ_SIZE: usize = 256 * 1024;
@@ -36,7 +36,7 @@ impl EventLoop {
     }
 
     /// Lets a transport begin to read when what is scheduled by now has run: its protocol's `connection_made`.
-    pub fn schedule_start(&self, py: Python<'_>, transport: Py<StreamTransport>) {
+    pub fn schedule_start(&self, py: Python<'_>, transport: Py<Transport>) {
         self.push_ready(py, Ready::Start(transport));
     }
 
@@ -64,9 +64,8 @@ impl EventLoop {
 
     /// Watches a descriptor, edge-triggered.
     pub fn register(&self, py: Python<'_>, fd: RawFd, direction: Direction, owner: Owner) -> PyResult<Key> {
-        let (key, stale) = self.with_reactor(py, |reactor| {
-            reactor.register(fd, Trigger::Edge, direction, owner)
-        })??;
+        let (key, stale) =
+            self.with_reactor(py, |reactor| reactor.register(fd, Trigger::Edge, direction, owner))??;
         cancel_stale(py, stale)?;
         Ok(key)
     }
@@ -77,21 +76,13 @@ impl EventLoop {
 
     /// Stops watching a descriptor that stays open.
     pub fn deregister(&self, py: Python<'_>, key: Key) {
-        let owner = self
-            .reactor
-            .borrow_mut(py)
-            .as_mut()
-            .and_then(|reactor| reactor.deregister(key));
+        let owner = self.reactor.borrow_mut(py).as_mut().and_then(|reactor| reactor.deregister(key));
         drop(owner);
     }
 
     /// Stops watching a descriptor that is about to be closed.
     pub fn forget(&self, py: Python<'_>, key: Key) {
-        let owner = self
-            .reactor
-            .borrow_mut(py)
-            .as_mut()
-            .and_then(|reactor| reactor.forget(key));
+        let owner = self.reactor.borrow_mut(py).as_mut().and_then(|reactor| reactor.forget(key));
         drop(owner);
     }
 

@@ -8,6 +8,8 @@ use pyo3::types::PyType;
 /// Objects of the standard library that the core calls or compares with.
 pub struct Asyncio {
     pub handle: Py<PyType>,
+    /// `Handle` again where there is none.
+    pub thread_safe_handle: Py<PyType>,
     pub timer_handle: Py<PyType>,
     /// The class of every writable transport of asyncio's, by which it knows its own.
     pub transport: Py<PyType>,
@@ -33,6 +35,8 @@ impl Asyncio {
             };
             Ok(Asyncio {
                 handle: class("asyncio.events", "Handle")?,
+                thread_safe_handle: class("asyncio.events", "_ThreadSafeHandle")
+                    .or_else(|_| class("asyncio.events", "Handle"))?,
                 timer_handle: class("asyncio.events", "TimerHandle")?,
                 transport: class("asyncio.transports", "_FlowControlMixin")?,
                 buffered_protocol: attribute("asyncio.protocols", "BufferedProtocol")?,

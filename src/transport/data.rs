@@ -22,9 +22,7 @@ impl<'py> Data<'py> {
         }
         let buffer = PyUntypedBuffer::get(object).map_err(|_| Self::type_error(object))?;
         if !buffer.is_c_contiguous() {
-            return Err(PyBufferError::new_err(
-                "memoryview: underlying buffer is not C-contiguous",
-            ));
+            return Err(PyBufferError::new_err("memoryview: underlying buffer is not C-contiguous"));
         }
         Ok(Data::Buffer(buffer))
     }

@@ -23,11 +23,7 @@ pub struct FlowControl {
 
 impl FlowControl {
     pub fn new() -> Self {
-        FlowControl {
-            low: DEFAULT_HIGH / 4,
-            high: DEFAULT_HIGH,
-            paused: false,
-        }
+        FlowControl { low: DEFAULT_HIGH / 4, high: DEFAULT_HIGH, paused: false }
     }
 
     pub fn limits(&self) -> (usize, usize) {
@@ -43,9 +39,7 @@ impl FlowControl {
         let high = high.unwrap_or_else(|| low.map_or(DEFAULT_HIGH as i64, |low| 4 * low));
         let low = low.unwrap_or(high.div_euclid(4));
         if !(high >= low && low >= 0) {
-            return Err(PyValueError::new_err(format!(
-                "high ({high}) must be >= low ({low}) must be >= 0"
-            )));
+            return Err(PyValueError::new_err(format!("high ({high}) must be >= low ({low}) must be >= 0")));
         }
         (self.low, self.high) = (low as usize, high as usize);
         Ok(())

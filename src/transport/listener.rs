@@ -54,12 +54,7 @@ impl EventLoop {
             Some(context) => context,
             None => copy_current_context(py)?,
         };
-        let parts = Parts {
-            socket: sock.clone().unbind(),
-            protocol_factory,
-            server,
-            key: None,
-        };
+        let parts = Parts { socket: sock.clone().unbind(), protocol_factory, server, key: None };
         let listener = Listener {
             event_loop: slf.clone().unbind(),
             fd,
@@ -68,12 +63,7 @@ impl EventLoop {
             parts: AttachedCell::new(Some(parts)),
         };
         let listener = Bound::new(py, listener)?;
-        let key = slf.get().register(
-            py,
-            fd,
-            Direction::Read,
-            Owner::Listener(listener.clone().unbind()),
-        )?;
+        let key = slf.get().register(py, fd, Direction::Read, Owner::Listener(listener.clone().unbind()))?;
         if let Some(parts) = listener.get().parts.borrow_mut(py).as_mut() {
             parts.key = Some(key);
         }
@@ -129,9 +119,7 @@ impl Listener {
     fn accept_again(&self, py: Python<'_>) -> PyResult<()> {
         let key = self.parts.borrow_mut(py).as_ref().and_then(|parts| parts.key);
         if let Some(key) = key {
-            self.event_loop
-                .get()
-                .schedule_source(py, key, Readiness::READABLE);
+            self.event_loop.get().schedule_source(py, key, Readiness::READABLE);
         }
         Ok(())
     }
@@ -140,21 +128,13 @@ impl Listener {
     fn pause(slf: &Bound<'_, Self>, error: io::Error) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         let event_loop = this.event_loop.bind(py);
-        let Some(socket) = this
-            .parts
-            .borrow_mut(py)
-            .as_ref()
-            .map(|parts| parts.socket.clone_ref(py))
-        else {
+        let Some(socket) = this.parts.borrow_mut(py).as_ref().map(|parts| parts.socket.clone_ref(py)) else {
             return Ok(());
         };
         let context = PyDict::new(py);
         context.set_item(intern!(py, "message"), "socket.accept() out of system resource")?;
         context.set_item(intern!(py, "exception"), PyErr::from(error))?;
-        context.set_item(
-            intern!(py, "socket"),
-            Asyncio::get(py)?.transport_socket.call1(py, (socket,))?,
-        )?;
+        context.set_item(intern!(py, "socket"), Asyncio::get(py)?.transport_socket.call1(py, (socket,))?)?;
         EventLoop::call_exception_handler(event_loop, &context)?;
         let resume = slf.getattr(intern!(py, "_accept_again"))?;
         event_loop.call_method1(intern!(py, "call_later"), (RETRY_DELAY, resume))?;

@@ -1,11 +1,19 @@
 //! Transports: what stands between a socket and a protocol.
+//!
+//! [`Transport`] is what all of them are: a socket, a protocol, flow control and an end. [`StreamTransport`] and
+//! [`DatagramTransport`] add how bytes go in and out. A [`Listener`] makes stream transports of what it accepts.
 
 mod address;
+mod base;
 mod data;
+mod datagram;
 mod flow;
+mod lifecycle;
 mod listener;
+mod socket;
 mod stream;
-mod write_buffer;
 
+pub use base::Transport;
+pub use datagram::DatagramTransport;
 pub use listener::Listener;
 pub use stream::StreamTransport;

@@ -10,96 +10,16 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::StreamTransport;
-use crate::event_loop::Owner;
 use crate::py::is_fatal;
-use crate::reactor::{Direction, Readiness};
 use crate::sys;
+use crate::transport::Transport;
 
 const READ_FAILED: &str = "Fatal read error on socket transport";
 
-#[pymethods]
 impl StreamTransport {
-    /// Whether data is received: not paused, not closing. As `asyncio.ReadTransport.is_reading`.
-    fn is_reading(&self, py: Python<'_>) -> bool {
-        let state = self.state.borrow_mut(py);
-        !state.closing && !state.paused
-    }
-
-    /// Receives no more until `resume_reading`; what the peer sends meanwhile waits in the kernel, and then at the
-    /// peer. As `asyncio.ReadTransport.pause_reading`: twice is as good as once.
-    fn pause_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
-        {
-            let mut state = this.state.borrow_mut(py);
-            if state.closing || state.paused {
-                return Ok(());
-            }
-            state.paused = true;
-        }
-        Self::log_debug(slf, "%r pauses reading")
-    }
-
-    /// Goes on receiving. As `asyncio.ReadTransport.resume_reading`.
-    fn resume_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
-        {
-            let mut state = this.state.borrow_mut(py);
-            if state.closing || !state.paused {
-                return Ok(());
-            }
-            state.paused = false;
-        }
-        this.read_on(py);
-        Self::log_debug(slf, "%r resumes reading")
-    }
-}
-
-impl StreamTransport {
-    /// The protocol knows the connection: data may come.
-    pub fn start_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
-        let registration = {
-            let mut state = this.state.borrow_mut(py);
-            if state.closing {
-                return Ok(());
-            }
-            state.started = true;
-            state.registration
-        };
-        match registration {
-            // A write that had to wait has registered it already.
-            Some((_, Direction::Both | Direction::Read)) => Ok(()),
-            Some((key, Direction::Write)) => {
-                this.event_loop.get().modify(py, key, Direction::Both)?;
-                this.state.borrow_mut(py).registration = Some((key, Direction::Both));
-                Ok(())
-            }
-            None => Self::register(slf, Direction::Read),
-        }
-    }
-
-    pub(super) fn register(slf: &Bound<'_, Self>, direction: Direction) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
-        let owner = Owner::Stream(slf.clone().unbind());
-        let key = this.event_loop.get().register(py, this.fd, direction, owner)?;
-        this.state.borrow_mut(py).registration = Some((key, direction));
-        Ok(())
-    }
-
-    /// Schedules another read if one is due: the poller will not tell a second time.
-    pub(super) fn read_on(&self, py: Python<'_>) {
-        let state = self.state.borrow_mut(py);
-        if let (true, true, Some((key, _))) = (state.readable, state.may_read(), state.registration) {
-            drop(state);
-            self.event_loop
-                .get()
-                .schedule_source(py, key, Readiness::READABLE);
-        }
-    }
-
     /// Reads once, at most a buffer full: the others want their turn too.
-    pub(super) fn read_ready(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
+    pub fn read_ready(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.as_super().get());
         let protocol = {
             let state = this.state.borrow_mut(py);
             match &state.protocol {
@@ -117,9 +37,9 @@ impl StreamTransport {
 
     /// For a `Protocol`: bytes.
     fn read_for_protocol(slf: &Bound<'_, Self>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
+        let (py, this) = (slf.py(), slf.as_super().get());
         let data = this.event_loop.get().with_read_buffer(py, |buffer| {
-            let size = this.receive(py, buffer)?;
+            let size = receive(this, py, buffer)?;
             // SAFETY: `receive` says that the kernel has written `size` bytes to the front of the buffer.
             let received = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), size) };
             Ok(PyBytes::new(py, received))
@@ -139,13 +59,13 @@ impl StreamTransport {
 
     /// For a `BufferedProtocol`: straight into its buffer.
     fn read_into_protocol(slf: &Bound<'_, Self>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
-        let lent = this
-            .call_protocol(protocol, intern!(py, "get_buffer"), (-1,))
-            .and_then(|lent| match lent.len()? {
-                0 => Err(PyRuntimeError::new_err("get_buffer() returned an empty buffer")),
-                _ => Ok(lent),
-            });
+        let (py, this) = (slf.py(), slf.as_super().get());
+        let lent = this.call_protocol(protocol, intern!(py, "get_buffer"), (-1,)).and_then(|lent| match lent
+            .len(
+        )? {
+            0 => Err(PyRuntimeError::new_err("get_buffer() returned an empty buffer")),
+            _ => Ok(lent),
+        });
         let lent = match lent {
             Ok(lent) => lent,
             Err(error) => return Self::protocol_failed(slf, error, "get_buffer"),
@@ -165,9 +85,9 @@ impl StreamTransport {
                         buffer.len_bytes(),
                     )
                 };
-                this.receive(py, memory)
+                receive(this, py, memory)
             }
-            Err(error) => return Self::fatal_error(slf, error, READ_FAILED),
+            Err(error) => return Transport::fatal_error(slf.as_super(), error, READ_FAILED),
         };
         // It may be resized in `buffer_updated`.
         drop(lent);
@@ -181,35 +101,24 @@ impl StreamTransport {
         }
     }
 
-    /// Receives once and notes whether there can be more.
-    fn receive(&self, py: Python<'_>, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
-        let result = sys::recv(self.fd, buffer);
-        let mut state = self.state.borrow_mut(py);
-        match &result {
-            Ok(size) if *size < buffer.len() && !state.read_closed => state.readable = false,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => state.readable = false,
-            _ => {}
-        }
-        result
-    }
-
     fn read_failed(slf: &Bound<'_, Self>, error: io::Error) -> PyResult<()> {
         match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(()),
-            _ => Self::fatal_error(slf, error.into(), READ_FAILED),
+            _ => Transport::fatal_error(slf.as_super(), error.into(), READ_FAILED),
         }
     }
 
     /// The peer will send no more. The protocol decides whether it may still be written to.
     fn read_eof(slf: &Bound<'_, Self>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
-        Self::log_debug(slf, "%r received EOF")?;
+        let (py, this) = (slf.py(), slf.as_super().get());
+        Transport::log_debug(slf.as_super(), "%r received EOF")?;
         this.state.borrow_mut(py).at_eof = true;
-        let keep_open = in_eof_received(this, protocol).and_then(|keep_open| keep_open.is_truthy());
+        let keep_open = this.call_protocol(protocol, intern!(py, "eof_received"), ());
+        let keep_open = keep_open.and_then(|keep_open| keep_open.is_truthy());
         match keep_open {
             Err(error) => Self::protocol_failed(slf, error, "eof_received"),
             Ok(true) => Ok(()),
-            Ok(false) => Self::close(slf),
+            Ok(false) => Transport::close(slf.as_super()),
         }
     }
 
@@ -217,25 +126,31 @@ impl StreamTransport {
         if is_fatal(slf.py(), &error) {
             return Err(error);
         }
-        Self::fatal_error(
-            slf,
+        Transport::fatal_error(
+            slf.as_super(),
             error,
             &format!("Fatal error: protocol.{method}() call failed."),
         )
     }
 }
 
-fn in_eof_received<'py>(this: &StreamTransport, protocol: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    this.call_protocol(protocol, intern!(protocol.py(), "eof_received"), ())
+/// Receives once and notes whether there can be more.
+fn receive(transport: &Transport, py: Python<'_>, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    let result = sys::recv(transport.fd, buffer);
+    let mut state = transport.state.borrow_mut(py);
+    match &result {
+        Ok(size) if *size < buffer.len() && !state.read_closed => state.readable = false,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => state.readable = false,
+        _ => {}
+    }
+    result
 }
 
 /// A view of what `get_buffer` has lent, with the errors of `socket.recv_into`.
 fn writable(lent: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {
     let buffer = PyUntypedBuffer::get(lent)?;
     match buffer.readonly() || !buffer.is_c_contiguous() {
-        true => Err(PyBufferError::new_err(
-            "get_buffer() must return a writable, contiguous buffer",
-        )),
+        true => Err(PyBufferError::new_err("get_buffer() must return a writable, contiguous buffer")),
         false => Ok(buffer),
     }
 }

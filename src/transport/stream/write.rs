@@ -7,17 +7,12 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::StreamTransport;
-use crate::event_loop::EventLoop;
-use crate::py::Asyncio;
-use crate::reactor::Direction;
+use super::write_buffer::MAX_PIECES;
 use crate::sys;
+use crate::transport::Transport;
 use crate::transport::data::Data;
-use crate::transport::write_buffer::MAX_PIECES;
 
 const WRITE_FAILED: &str = "Fatal write error on socket transport";
-
-/// asyncio's `LOG_THRESHOLD_FOR_CONNLOST_WRITES`: this many writes to a lost connection are overlooked.
-const SILENT_LOST_WRITES: u32 = 5;
 
 #[pymethods]
 impl StreamTransport {
@@ -27,75 +22,71 @@ impl StreamTransport {
     /// (with a warning in the log from the sixth time on). Raises TypeError for what is not bytes-like and
     /// RuntimeError after `write_eof`. As `asyncio.WriteTransport.write`.
     fn write(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
+        let (py, this, base) = (slf.py(), slf.get(), slf.as_super());
         let data = Data::new(data)?;
         this.check_may_write(py, "write")?;
         let length = data.as_slice().len();
-        if length == 0 || this.is_lost(py)? {
+        if length == 0 || base.get().is_lost(py)? {
             return Ok(());
         }
         let mut sent = 0;
-        if this.state.borrow_mut(py).buffer.is_empty() {
-            sent = match sys::send(this.fd, data.as_slice()) {
+        if this.is_empty(py) {
+            sent = match sys::send(base.get().fd, data.as_slice()) {
                 Ok(sent) => sent,
-                Err(error) if is_transient(&error) => 0,
-                Err(error) => return Self::fatal_error(slf, error.into(), WRITE_FAILED),
+                Err(error) if sys::is_transient(&error) => 0,
+                Err(error) => return Transport::fatal_error(base, error.into(), WRITE_FAILED),
             };
             if sent == length {
                 return Ok(());
             }
-            Self::watch_writable(slf)?;
+            Transport::watch_writable(base)?;
         }
-        this.state.borrow_mut(py).buffer.push(data, sent);
-        Self::grown(slf)
+        this.output.borrow_mut(py).buffer.push(&data, sent);
+        Self::note_pending(slf);
+        Transport::grown(base)
     }
 
     /// Sends all the pieces of an iterable, as if they were one. As `asyncio.WriteTransport.writelines`.
     fn writelines(slf: &Bound<'_, Self>, list_of_data: &Bound<'_, PyAny>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
+        let (py, this, base) = (slf.py(), slf.get(), slf.as_super());
         this.check_may_write(py, "writelines")?;
         // All of them are looked at before anything is sent: an error must not leave half a message on the wire.
-        let pieces = list_of_data
-            .try_iter()?
-            .map(|piece| Data::new(&piece?))
-            .collect::<PyResult<Vec<_>>>()?;
-        if pieces.iter().all(|piece| piece.as_slice().is_empty()) || this.is_lost(py)? {
+        let pieces =
+            list_of_data.try_iter()?.map(|piece| Data::new(&piece?)).collect::<PyResult<Vec<_>>>()?;
+        if pieces.iter().all(|piece| piece.as_slice().is_empty()) || base.get().is_lost(py)? {
             return Ok(());
         }
-        let was_empty = {
-            let mut state = this.state.borrow_mut(py);
-            let was_empty = state.buffer.is_empty();
-            for piece in pieces {
-                state.buffer.push(piece, 0);
-            }
-            was_empty
-        };
+        let was_empty = this.is_empty(py);
+        for piece in &pieces {
+            this.output.borrow_mut(py).buffer.push(piece, 0);
+        }
         if was_empty {
-            if let Err(error) = this.flush(py) {
-                this.state.borrow_mut(py).buffer.clear();
-                return Self::fatal_error(slf, error.into(), WRITE_FAILED);
+            if let Err(error) = Self::flush(slf) {
+                return Transport::fatal_error(base, error.into(), WRITE_FAILED);
             }
-            if this.state.borrow_mut(py).buffer.is_empty() {
+            if this.is_empty(py) {
                 return Ok(());
             }
-            Self::watch_writable(slf)?;
+            Transport::watch_writable(base)?;
         }
-        Self::grown(slf)
+        Self::note_pending(slf);
+        Transport::grown(base)
     }
 
     /// Sends no more after what is buffered; receiving goes on. As `asyncio.WriteTransport.write_eof`.
-    fn write_eof(&self, py: Python<'_>) -> PyResult<()> {
+    fn write_eof(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this, base) = (slf.py(), slf.get(), slf.as_super().get());
+        if base.state.borrow_mut(py).closing {
+            return Ok(());
+        }
         {
-            let mut state = self.state.borrow_mut(py);
-            if state.closing || state.eof {
-                return Ok(());
-            }
-            state.eof = true;
-            if !state.buffer.is_empty() {
+            let mut output = this.output.borrow_mut(py);
+            let again = std::mem::replace(&mut output.eof, true);
+            if again || !output.buffer.is_empty() {
                 return Ok(());
             }
         }
-        Ok(sys::shutdown_write(self.fd)?)
+        Ok(sys::shutdown_write(base.fd)?)
     }
 
     /// A stream can be closed by half. As `asyncio.WriteTransport.can_write_eof`.
@@ -103,142 +94,66 @@ impl StreamTransport {
         true
     }
 
-    /// How many bytes are written and not yet sent. As `asyncio.WriteTransport.get_write_buffer_size`.
-    fn get_write_buffer_size(&self, py: Python<'_>) -> usize {
-        self.state.borrow_mut(py).buffer.size()
-    }
-
-    /// The water marks `(low, high)`, in bytes. As `asyncio.WriteTransport.get_write_buffer_limits`.
-    fn get_write_buffer_limits(&self, py: Python<'_>) -> (usize, usize) {
-        self.state.borrow_mut(py).flow.limits()
-    }
-
-    /// Sets the water marks, in bytes: the protocol pauses when more than `high` are buffered (64 KiB by default) and
-    /// resumes when no more than `low` are (a quarter of `high` by default). Raises ValueError unless
-    /// high >= low >= 0. As `asyncio.WriteTransport.set_write_buffer_limits`.
-    #[pyo3(signature = (high=None, low=None))]
-    fn set_write_buffer_limits(slf: &Bound<'_, Self>, high: Option<i64>, low: Option<i64>) -> PyResult<()> {
-        slf.get().state.borrow_mut(slf.py()).flow.set_limits(high, low)?;
-        Self::grown(slf)
-    }
-
-    #[getter]
-    fn _protocol_paused(&self, py: Python<'_>) -> bool {
-        self.state.borrow_mut(py).flow.is_paused()
-    }
-
     // `loop.sendfile` sends past the transport, when all that was written before is out.
 
     fn _make_empty_waiter<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let (py, this) = (slf.py(), slf.get());
-        if this.state.borrow_mut(py).empty_waiter.is_some() {
+        if this.output.borrow_mut(py).empty_waiter.is_some() {
             return Err(PyRuntimeError::new_err("Empty waiter is already set"));
         }
-        let waiter = this
-            .event_loop
-            .bind(py)
-            .call_method0(intern!(py, "create_future"))?;
-        let empty = {
-            let mut state = this.state.borrow_mut(py);
-            state.empty_waiter = Some(waiter.clone().unbind());
-            state.buffer.is_empty()
-        };
-        if empty {
+        let event_loop = slf.as_super().get().event_loop.bind(py);
+        let waiter = event_loop.call_method0(intern!(py, "create_future"))?;
+        if this.is_empty(py) {
             waiter.call_method1(intern!(py, "set_result"), (py.None(),))?;
         }
+        this.output.borrow_mut(py).empty_waiter = Some(waiter.clone().unbind());
         Ok(waiter)
     }
 
     fn _reset_empty_waiter(&self, py: Python<'_>) {
-        let waiter = self.state.borrow_mut(py).empty_waiter.take();
+        let waiter = self.output.borrow_mut(py).empty_waiter.take();
         drop(waiter);
     }
 }
 
 impl StreamTransport {
+    fn is_empty(&self, py: Python<'_>) -> bool {
+        self.output.borrow_mut(py).buffer.is_empty()
+    }
+
     fn check_may_write(&self, py: Python<'_>, method: &str) -> PyResult<()> {
-        let state = self.state.borrow_mut(py);
-        if state.eof {
-            return Err(PyRuntimeError::new_err(format!(
-                "Cannot call {method}() after write_eof()"
-            )));
+        let output = self.output.borrow_mut(py);
+        if output.eof {
+            return Err(PyRuntimeError::new_err(format!("Cannot call {method}() after write_eof()")));
         }
-        if state.empty_waiter.is_some() {
-            return Err(PyRuntimeError::new_err(format!(
-                "unable to {method}; sendfile is in progress"
-            )));
+        if output.empty_waiter.is_some() {
+            return Err(PyRuntimeError::new_err(format!("unable to {method}; sendfile is in progress")));
         }
         Ok(())
     }
 
-    /// Whether it is too late to write. Programs that go on all the same are told in the log.
-    fn is_lost(&self, py: Python<'_>) -> PyResult<bool> {
-        let writes = {
-            let mut state = self.state.borrow_mut(py);
-            if state.conn_lost == 0 {
-                return Ok(false);
-            }
-            state.conn_lost += 1;
-            state.conn_lost - 1
-        };
-        if writes >= SILENT_LOST_WRITES {
-            let logger = Asyncio::get(py)?.logger.bind(py);
-            logger.call_method1(intern!(py, "warning"), ("socket.send() raised exception.",))?;
-        }
-        Ok(true)
-    }
-
-    /// Asks the poller to tell when the socket takes data again. That stays asked for: an edge costs nothing until
-    /// it comes.
-    fn watch_writable(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
-        let (registration, started) = {
-            let state = this.state.borrow_mut(py);
-            (state.registration, state.started)
-        };
-        match registration {
-            Some((_, Direction::Both | Direction::Write)) => Ok(()),
-            Some((key, Direction::Read)) => {
-                this.event_loop.get().modify(py, key, Direction::Both)?;
-                this.state.borrow_mut(py).registration = Some((key, Direction::Both));
-                Ok(())
-            }
-            None => Self::register(
-                slf,
-                if started {
-                    Direction::Both
-                } else {
-                    Direction::Write
-                },
-            ),
-        }
-    }
-
-    fn grown(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let signal = {
-            let mut state = slf.get().state.borrow_mut(slf.py());
-            let size = state.buffer.size();
-            state.flow.grown(size)
-        };
-        Self::signal(slf, signal)
+    fn note_pending(slf: &Bound<'_, Self>) {
+        let size = slf.get().output.borrow_mut(slf.py()).buffer.size();
+        slf.as_super().get().state.borrow_mut(slf.py()).pending = size;
     }
 
     /// Sends until the buffer is empty or the socket full.
-    fn flush(&self, py: Python<'_>) -> io::Result<()> {
-        let mut state = self.state.borrow_mut(py);
-        while !state.buffer.is_empty() {
+    fn flush(slf: &Bound<'_, Self>) -> io::Result<()> {
+        let (py, fd) = (slf.py(), slf.as_super().get().fd);
+        let mut output = slf.get().output.borrow_mut(py);
+        while !output.buffer.is_empty() {
             let mut slices = [IoSlice::new(&[]); MAX_PIECES];
-            let count = state.buffer.slices(py, &mut slices);
+            let count = output.buffer.slices(py, &mut slices);
             let slices = &slices[..count];
             let offered: usize = slices.iter().map(|slice| slice.len()).sum();
-            match sys::send_vectored(self.fd, slices) {
+            match sys::send_vectored(fd, slices) {
                 Ok(sent) => {
-                    state.buffer.advance(py, sent);
+                    output.buffer.advance(py, sent);
                     if sent < offered {
                         break;
                     }
                 }
-                Err(error) if is_transient(&error) => break,
+                Err(error) if sys::is_transient(&error) => break,
                 Err(error) => return Err(error),
             }
         }
@@ -246,53 +161,36 @@ impl StreamTransport {
     }
 
     /// The socket takes data again.
-    pub(super) fn write_ready(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
-        {
-            let state = this.state.borrow_mut(py);
-            if state.buffer.is_empty() || state.conn_lost > 0 {
-                return Ok(());
-            }
+    pub fn write_ready(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this, base) = (slf.py(), slf.get(), slf.as_super());
+        if this.is_empty(py) || base.get().state.borrow_mut(py).conn_lost > 0 {
+            return Ok(());
         }
-        if let Err(error) = this.flush(py) {
-            this.state.borrow_mut(py).buffer.clear();
+        if let Err(error) = Self::flush(slf) {
             let error = PyErr::from(error);
             let for_waiter = error.clone_ref(py);
-            Self::fatal_error(slf, error, WRITE_FAILED)?;
+            Transport::fatal_error(base, error, WRITE_FAILED)?;
             return this.finish_empty_waiter(py, Some(for_waiter));
         }
-        let signal = {
-            let mut state = this.state.borrow_mut(py);
-            let size = state.buffer.size();
-            state.flow.shrunk(size)
-        };
+        Self::note_pending(slf);
         // The protocol may write more.
-        Self::signal(slf, signal)?;
-        let (empty, closing, eof) = {
-            let state = this.state.borrow_mut(py);
-            (state.buffer.is_empty(), state.closing, state.eof)
-        };
-        if !empty {
+        Transport::shrunk(base)?;
+        if !this.is_empty(py) {
             return Ok(());
         }
         this.finish_empty_waiter(py, None)?;
-        if closing {
-            Self::schedule_connection_lost(slf, None)
-        } else if eof {
-            Ok(sys::shutdown_write(this.fd)?)
+        if base.get().state.borrow_mut(py).closing {
+            Transport::schedule_connection_lost(base, None)
+        } else if this.output.borrow_mut(py).eof {
+            Ok(sys::shutdown_write(base.get().fd)?)
         } else {
             Ok(())
         }
     }
 
     /// Tells a waiting `sendfile` that the buffer is empty, or will never be.
-    pub(super) fn finish_empty_waiter(&self, py: Python<'_>, error: Option<PyErr>) -> PyResult<()> {
-        let waiter = self
-            .state
-            .borrow_mut(py)
-            .empty_waiter
-            .as_ref()
-            .map(|waiter| waiter.bind(py).clone());
+    pub fn finish_empty_waiter(&self, py: Python<'_>, error: Option<PyErr>) -> PyResult<()> {
+        let waiter = self.output.borrow_mut(py).empty_waiter.as_ref().map(|waiter| waiter.bind(py).clone());
         match waiter {
             Some(waiter) if !waiter.call_method0(intern!(py, "done"))?.is_truthy()? => match error {
                 Some(error) => waiter.call_method1(intern!(py, "set_exception"), (error,)),
@@ -300,32 +198,6 @@ impl StreamTransport {
             }
             .map(drop),
             _ => Ok(()),
-        }
-    }
-}
-
-fn is_transient(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-    )
-}
-
-#[pymethods]
-impl EventLoop {
-    /// Lends a transport's descriptor to `sendfile`, which watches it in its own way: takes it out of the reactor, or
-    /// puts it back in.
-    fn _lend_descriptor(&self, transport: &Bound<'_, StreamTransport>, lend: bool) -> PyResult<()> {
-        let (py, this) = (transport.py(), transport.get());
-        let registration = this.state.borrow_mut(py).registration.take();
-        if let Some((key, _)) = registration {
-            self.deregister(py, key);
-        }
-        let started = this.state.borrow_mut(py).started;
-        match lend || !started || this.state.borrow_mut(py).socket.is_closed() {
-            true => Ok(()),
-            // A registration tells at once what has become ready meanwhile.
-            false => StreamTransport::register(transport, Direction::Both),
         }
     }
 }

@@ -10,10 +10,11 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::StreamTransport;
+use super::address;
+use super::base::Transport;
+use crate::event_loop::EventLoop;
 use crate::py::Asyncio;
 use crate::sys::{self, SocketAddress};
-use crate::transport::address;
 
 pub(super) enum Socket {
     Accepted(OwnedFd),
@@ -30,10 +31,7 @@ pub(super) struct Names {
 
 impl Names {
     pub fn new(fd: &OwnedFd, peer: SocketAddress) -> io::Result<Self> {
-        Ok(Names {
-            local: SocketAddress::local(fd.as_raw_fd())?,
-            peer,
-        })
+        Ok(Names { local: SocketAddress::local(fd.as_raw_fd())?, peer })
     }
 }
 
@@ -68,14 +66,17 @@ impl Socket {
 
 /// The dictionary behind `get_extra_info` for a socket that Python has made. (The names and the errors that are
 /// overlooked are asyncio's.)
-pub(super) fn extra_info(sock: &Bound<'_, PyAny>, extra: Option<Bound<'_, PyDict>>) -> PyResult<Py<PyDict>> {
+pub(super) fn extra_info(
+    event_loop: &Bound<'_, EventLoop>,
+    sock: &Bound<'_, PyAny>,
+    extra: Option<Bound<'_, PyDict>>,
+) -> PyResult<Py<PyDict>> {
     let py = sock.py();
+    event_loop.get().check_open(py)?;
+    event_loop.call_method1(intern!(py, "_ensure_fd_no_transport"), (sock,))?;
     let asyncio = Asyncio::get(py)?;
     let extra = extra.unwrap_or_else(|| PyDict::new(py));
-    extra.set_item(
-        intern!(py, "socket"),
-        asyncio.transport_socket.call1(py, (sock,))?,
-    )?;
+    extra.set_item(intern!(py, "socket"), asyncio.transport_socket.call1(py, (sock,))?)?;
     let name = |method: &Bound<'_, pyo3::types::PyString>| match sock.call_method0(method) {
         Err(error) if error.is_instance_of::<pyo3::exceptions::PyOSError>(py) => Ok(py.None()),
         name => name.map(Bound::unbind),
@@ -84,23 +85,18 @@ pub(super) fn extra_info(sock: &Bound<'_, PyAny>, extra: Option<Bound<'_, PyDict
     if !extra.contains(intern!(py, "peername"))? {
         extra.set_item(intern!(py, "peername"), name(intern!(py, "getpeername"))?)?;
     }
-    asyncio.set_nodelay.call1(py, (sock,))?;
     Ok(extra.unbind())
 }
 
 /// One item of it, made now if nobody has asked for it before.
 pub(super) fn extra_info_item<'py>(
-    slf: &Bound<'py, StreamTransport>,
+    slf: &Bound<'py, Transport>,
     name: &str,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let (py, this) = (slf.py(), slf.get());
     let extra = {
         let mut state = this.state.borrow_mut(py);
-        state
-            .extra
-            .get_or_insert_with(|| PyDict::new(py).unbind())
-            .bind(py)
-            .clone()
+        state.extra.get_or_insert_with(|| PyDict::new(py).unbind()).bind(py).clone()
     };
     if let Some(known) = extra.get_item(name)? {
         return Ok(Some(known));
@@ -130,7 +126,7 @@ pub(super) fn extra_info_item<'py>(
 }
 
 /// The socket as a Python object, which owns the descriptor from then on. None when it is closed.
-pub(super) fn python_socket<'py>(slf: &Bound<'py, StreamTransport>) -> PyResult<Option<Bound<'py, PyAny>>> {
+pub(super) fn python_socket<'py>(slf: &Bound<'py, Transport>) -> PyResult<Option<Bound<'py, PyAny>>> {
     let (py, this) = (slf.py(), slf.get());
     match &this.state.borrow_mut(py).socket {
         Socket::Python(socket) => return Ok(Some(socket.bind(py).clone())),
@@ -140,10 +136,8 @@ pub(super) fn python_socket<'py>(slf: &Bound<'py, StreamTransport>) -> PyResult<
     let options = PyDict::new(py);
     options.set_item(intern!(py, "fileno"), this.fd)?;
     let socket = Asyncio::get(py)?.socket.bind(py).call((), Some(&options))?;
-    let old = std::mem::replace(
-        &mut this.state.borrow_mut(py).socket,
-        Socket::Python(socket.clone().unbind()),
-    );
+    let old =
+        std::mem::replace(&mut this.state.borrow_mut(py).socket, Socket::Python(socket.clone().unbind()));
     match old {
         Socket::Accepted(fd) => drop(fd.into_raw_fd()),
         // Python code ran meanwhile (a collection may): whoever was quicker owns the descriptor.

@@ -5,15 +5,19 @@ use std::ffi::CString;
 use pyo3::exceptions::{PyConnectionError, PyOSError, PyResourceWarning};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyDict, PyTuple};
 
+use super::base::{State, Transport};
 use super::socket::Socket;
-use super::{State, StreamTransport};
+use super::{DatagramTransport, StreamTransport};
 use crate::event_loop::EventLoop;
 use crate::py::Asyncio;
 
+/// asyncio's `LOG_THRESHOLD_FOR_CONNLOST_WRITES`: this many writes to a lost connection are overlooked.
+const SILENT_LOST_WRITES: u32 = 5;
+
 #[pymethods]
-impl StreamTransport {
+impl Transport {
     /// Whether the transport is closing or closed. As `asyncio.BaseTransport.is_closing`.
     fn is_closing(&self, py: Python<'_>) -> bool {
         self.state.borrow_mut(py).closing
@@ -22,14 +26,13 @@ impl StreamTransport {
     /// Closes the connection when what was written is sent; receives no more. The protocol's `connection_lost(None)`
     /// comes last. As `asyncio.BaseTransport.close`.
     pub(super) fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
         {
-            let mut state = this.state.borrow_mut(py);
+            let mut state = slf.get().state.borrow_mut(slf.py());
             if state.closing {
                 return Ok(());
             }
             state.closing = true;
-            if !state.buffer.is_empty() {
+            if state.pending > 0 {
                 return Ok(());
             }
         }
@@ -40,6 +43,8 @@ impl StreamTransport {
     fn abort(slf: &Bound<'_, Self>) -> PyResult<()> {
         Self::force_close(slf, None)
     }
+
+    // The standard library's TLS protocol ends its transport with these two.
 
     fn _force_close(slf: &Bound<'_, Self>, exc: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         Self::force_close(slf, exc)
@@ -52,11 +57,9 @@ impl StreamTransport {
 
     /// The last thing that happens to a transport. It closes the socket whatever the protocol does.
     fn _call_connection_lost(slf: &Bound<'_, Self>, exc: Option<Bound<'_, PyAny>>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
-        let told = match this.protocol(py) {
-            Some(protocol) => protocol
-                .call_method1(intern!(py, "connection_lost"), (exc,))
-                .map(drop),
+        let py = slf.py();
+        let told = match slf.get().protocol(py) {
+            Some(protocol) => protocol.call_method1(intern!(py, "connection_lost"), (exc,)).map(drop),
             None => Ok(()),
         };
         let released = Self::release(slf);
@@ -64,14 +67,14 @@ impl StreamTransport {
     }
 }
 
-impl StreamTransport {
+impl Transport {
     /// An error that ends the connection. What the network does is no news; everything else is reported.
     pub(super) fn fatal_error(slf: &Bound<'_, Self>, error: PyErr, message: &str) -> PyResult<()> {
         let py = slf.py();
         if !error.is_instance_of::<PyOSError>(py) {
             Self::report(slf, message, error.clone_ref(py))?;
         } else if slf.get().is_debug(py) {
-            let options = pyo3::types::PyDict::new(py);
+            let options = PyDict::new(py);
             options.set_item(intern!(py, "exc_info"), error.clone_ref(py))?;
             let debug = Asyncio::get(py)?.logger.bind(py).getattr(intern!(py, "debug"))?;
             debug.call(("%r: %s", slf, message), Some(&options))?;
@@ -80,9 +83,15 @@ impl StreamTransport {
     }
 
     fn force_close(slf: &Bound<'_, Self>, exc: Option<Bound<'_, PyAny>>) -> PyResult<()> {
+        let py = slf.py();
+        if let Ok(stream) = slf.cast::<StreamTransport>() {
+            stream.get().clear(py);
+        } else if let Ok(datagram) = slf.cast::<DatagramTransport>() {
+            datagram.get().clear(py);
+        }
         {
-            let mut state = slf.get().state.borrow_mut(slf.py());
-            state.buffer.clear();
+            let mut state = slf.get().state.borrow_mut(py);
+            state.pending = 0;
             state.closing = true;
         }
         Self::schedule_connection_lost(slf, exc)
@@ -105,6 +114,23 @@ impl StreamTransport {
         Ok(())
     }
 
+    /// Whether it is too late to write. Programs that go on all the same are told in the log.
+    pub(super) fn is_lost(&self, py: Python<'_>) -> PyResult<bool> {
+        let writes = {
+            let mut state = self.state.borrow_mut(py);
+            if state.conn_lost == 0 {
+                return Ok(false);
+            }
+            state.conn_lost += 1;
+            state.conn_lost - 1
+        };
+        if writes >= SILENT_LOST_WRITES {
+            let logger = Asyncio::get(py)?.logger.bind(py);
+            logger.call_method1(intern!(py, "warning"), ("socket.send() raised exception.",))?;
+        }
+        Ok(true)
+    }
+
     fn release(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         let registration = this.state.borrow_mut(py).registration.take();
@@ -125,13 +151,18 @@ impl StreamTransport {
             Some(server) => server.call_method0(py, intern!(py, "_detach")).map(drop),
             None => Ok(()),
         };
-        let lost = PyConnectionError::new_err("Connection is closed by peer");
-        let told = this.finish_empty_waiter(py, Some(lost));
+        let told = match slf.cast::<StreamTransport>() {
+            Ok(stream) => {
+                let lost = PyConnectionError::new_err("Connection is closed by peer");
+                stream.get().finish_empty_waiter(py, Some(lost))
+            }
+            Err(_) => Ok(()),
+        };
         closed.and(detached).and(told)
     }
 }
 
-impl Drop for StreamTransport {
+impl Drop for Transport {
     /// asyncio's `__del__`: a transport that nobody has closed is closed now, with a warning.
     fn drop(&mut self) {
         Python::attach(|py| {
@@ -140,8 +171,8 @@ impl Drop for StreamTransport {
             }
             // The interpreter may be on its way to handle an exception when it drops us; it must find it again.
             let pending = PyErr::take(py);
-            let message =
-                CString::new(format!("unclosed transport {}", self.describe(py))).unwrap_or_default();
+            let text = format!("unclosed transport {}", self.describe(py, "Transport"));
+            let message = CString::new(text).unwrap_or_default();
             let category = py.get_type::<PyResourceWarning>();
             if let Err(error) = PyErr::warn(py, &category, &message, 1) {
                 error.write_unraisable(py, None);

@@ -6,7 +6,7 @@ use std::io::IoSlice;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::data::Data;
+use crate::transport::data::Data;
 
 /// How many pieces go into one system call; well below IOV_MAX everywhere.
 pub const MAX_PIECES: usize = 64;
@@ -36,8 +36,9 @@ impl WriteBuffer {
         self.size
     }
 
-    /// Adds what is left of `data` behind its first `sent` bytes.
-    pub fn push(&mut self, data: Data<'_>, sent: usize) {
+    /// Adds what is left of `data` behind its first `sent` bytes. (Borrowed, because to drop a buffer can run Python
+    /// code, which the owner of this one must not be borrowed for.)
+    pub fn push(&mut self, data: &Data<'_>, sent: usize) {
         let left = data.as_slice().len() - sent;
         if left == 0 {
             return;
@@ -46,12 +47,10 @@ impl WriteBuffer {
         match data {
             Data::Bytes(bytes) if self.pieces.is_empty() => {
                 self.sent = sent;
-                self.pieces.push_back(Piece::Bytes(bytes.unbind()));
+                self.pieces.push_back(Piece::Bytes(bytes.clone().unbind()));
             }
-            Data::Bytes(bytes) if sent == 0 => self.pieces.push_back(Piece::Bytes(bytes.unbind())),
-            data => self
-                .pieces
-                .push_back(Piece::Copied(data.as_slice()[sent..].to_vec())),
+            Data::Bytes(bytes) if sent == 0 => self.pieces.push_back(Piece::Bytes(bytes.clone().unbind())),
+            data => self.pieces.push_back(Piece::Copied(data.as_slice()[sent..].to_vec())),
         }
     }
 
