@@ -134,6 +134,19 @@ impl<T> Reactor<T> {
         Ok((reactor, Poller { poll, events: Events::with_capacity(EVENTS_PER_POLL) }))
     }
 
+    /// Starts over with a poller of its own, in a child process that shares the old one with its parent: what the
+    /// child did to it, the parent would feel. Sources keep their keys; a descriptor that can't be watched any more
+    /// (it was closed between the fork and now) stays silent.
+    pub fn renew(&mut self) -> io::Result<Poller> {
+        let poll = Poll::new()?;
+        self.registry = poll.registry().try_clone()?;
+        for (slot, source) in &self.sources {
+            let key = Key { slot: slot as u32, generation: source.generation };
+            drop(self.control(source.fd, key, source.trigger, source.direction, Control::Add));
+        }
+        Ok(Poller { poll, events: Events::with_capacity(EVENTS_PER_POLL) })
+    }
+
     /// A handle that ends a poll from any thread.
     pub fn waker(&self) -> io::Result<Waker> {
         Waker::new(&self.registry, WAKER)
@@ -399,6 +412,19 @@ mod tests {
         assert!(ready(&mut poller).contains(&(new, Readiness::READABLE)));
         assert_eq!(reactor.owner(new), Some(&"new"));
         drop(copy);
+    }
+
+    #[test]
+    fn a_renewed_reactor_leaves_the_old_poller_alone() {
+        let (mut reactor, mut old) = Reactor::new().unwrap();
+        let (mut far, near) = UnixStream::pair().unwrap();
+        let (key, _) = reactor.register(near.as_raw_fd(), Trigger::Level, Direction::Read, ()).unwrap();
+        let mut new = reactor.renew().unwrap();
+        far.write_all(b"x").unwrap();
+        assert_eq!(ready(&mut new), [(key, Readiness::READABLE)]);
+        reactor.deregister(key);
+        assert_eq!(ready(&mut new), []);
+        assert_eq!(ready(&mut old), [(key, Readiness::READABLE)]);
     }
 
     #[test]

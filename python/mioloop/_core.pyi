@@ -150,6 +150,7 @@ class EventLoop:
 
     # What `mioloop.Loop` and the standard library call.
     def _release(self) -> None: ...
+    def _after_fork(self) -> None: ...
     def _add_reader(
         self,
         fd: FileDescriptorLike,

@@ -13,6 +13,7 @@ import asyncio
 import os
 import socket
 import sys
+import weakref
 from asyncio import base_events, sslproto, unix_events
 from collections.abc import Callable
 from typing import Any, TypeVarTuple, Unpack
@@ -26,6 +27,10 @@ _wake: Any = asyncio.futures._set_result_unless_cancelled  # type: ignore[attr-d
 _Ts = TypeVarTuple("_Ts")
 
 
+# For the children that the process forks.
+_loops: weakref.WeakSet[Loop] = weakref.WeakSet()
+
+
 class Loop(_core.EventLoop, asyncio.BaseEventLoop):
     """An asyncio event loop on a mio reactor.
 
@@ -36,6 +41,7 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._signals = Signals(self)
+        _loops.add(self)
         self._unix_server_sockets: dict[socket.socket, int] = {}
         if sys.version_info >= (3, 14):
             # Before, the policy has the watcher. A thread waits for each process where there are no pidfds.
@@ -108,7 +114,19 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
 
     _make_read_pipe_transport = _Selector._make_read_pipe_transport
     _make_write_pipe_transport = _Selector._make_write_pipe_transport
-    _make_subprocess_transport = _Selector._make_subprocess_transport
+    if sys.version_info >= (3, 12):
+        _make_subprocess_transport = _Selector._make_subprocess_transport
+    else:
+
+        async def _make_subprocess_transport(self, *args: Any, **options: Any) -> asyncio.SubprocessTransport:
+            from .child_watcher import set_default
+
+            set_default()
+            transport: asyncio.SubprocessTransport = await _Selector._make_subprocess_transport(
+                self, *args, **options
+            )
+            return transport
+
     _child_watcher_callback = _Selector._child_watcher_callback
 
     # Servers.
@@ -220,3 +238,13 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
     _sock_sendfile_native_impl = _Selector._sock_sendfile_native_impl
     _sock_sendfile_update_filepos = _Selector._sock_sendfile_update_filepos
     _sock_add_cancellation_callback = _Selector._sock_add_cancellation_callback
+
+
+def _after_fork() -> None:
+    """The child has its parent's loops; from now on they are two of each."""
+    for loop in list(_loops):
+        loop._after_fork()
+        loop._signals.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -60,6 +60,19 @@ class Signals:
             receiver.close()
             sender.close()
 
+    def after_fork(self) -> None:
+        """Part from the parent, whose handlers must not run for the signals of its child."""
+        if self._sockets is None:
+            return
+        for end in self._sockets:
+            self._loop._remove_reader(end)
+            end.close()
+        self._sockets = None
+        displaced, self._displaced = self._displaced, None
+        if displaced is not None:
+            self._take_wakeup()
+            self._displaced = displaced
+
     def add(self, sig: int, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         """See `Loop.add_signal_handler`."""
         candidate: object = callback

@@ -8,8 +8,8 @@ mod schedule;
 mod services;
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use mio::Waker;
 use pyo3::exceptions::PyRuntimeError;
@@ -109,10 +109,7 @@ impl EventLoop {
 
     fn take_incoming(&self) -> Vec<Py<Handle>> {
         self.shared.has_incoming.store(false, Ordering::SeqCst);
-        match self.shared.incoming.lock() {
-            Ok(mut incoming) => std::mem::take(&mut *incoming),
-            Err(poisoned) => std::mem::take(&mut *poisoned.into_inner()),
-        }
+        std::mem::take(&mut *self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -175,11 +172,24 @@ impl EventLoop {
             self.poller.replace(py, None),
             self.read_buffer.replace(py, None),
         );
-        let waker = match self.shared.waker.lock() {
-            Ok(mut waker) => waker.take(),
-            Err(poisoned) => poisoned.into_inner().take(),
-        };
+        let waker = self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop((parts, waker));
+    }
+
+    /// In a child process, just forked: parts from what the parent goes on using.
+    fn _after_fork(&self, py: Python<'_>) -> PyResult<()> {
+        if self.check_open(py).is_err() {
+            return Ok(());
+        }
+        let (poller, waker) = self.with_reactor(py, |reactor| -> PyResult<_> {
+            let poller = reactor.renew()?;
+            Ok((poller, reactor.waker()?))
+        })??;
+        // The thread that sat in the poll is not there any more, unless it is this one, which is not in it.
+        self.shared.sleeping.store(false, Ordering::SeqCst);
+        let waker = self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).replace(waker);
+        drop((self.poller.replace(py, Some(poller)), waker));
+        Ok(())
     }
 
     // What `BaseEventLoop` keeps in attributes, its own code and other people's reads and assigns. Here they are

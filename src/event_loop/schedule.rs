@@ -1,5 +1,6 @@
 //! Scheduling: `call_soon` and its kin.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use pyo3::exceptions::PyTypeError;
@@ -165,10 +166,7 @@ impl EventLoop {
     }
 
     fn push_incoming(&self, handle: Py<Handle>) {
-        match self.shared.incoming.lock() {
-            Ok(mut incoming) => incoming.push(handle),
-            Err(poisoned) => poisoned.into_inner().push(handle),
-        }
+        self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
         self.shared.has_incoming.store(true, Ordering::SeqCst);
     }
 
@@ -177,10 +175,7 @@ impl EventLoop {
         if !self.shared.sleeping.swap(false, Ordering::SeqCst) {
             return Ok(());
         }
-        let waker = match self.shared.waker.lock() {
-            Ok(waker) => waker,
-            Err(poisoned) => poisoned.into_inner(),
-        };
+        let waker = self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner);
         match waker.as_ref() {
             Some(waker) => Ok(waker.wake()?),
             None => Ok(()),
