@@ -12,6 +12,7 @@ use crate::event_loop::{EventLoop, Owner};
 use crate::handle::Handle;
 use crate::py::{Asyncio, copy_current_context};
 use crate::reactor::{Direction, Reactor, Readiness, Trigger};
+use crate::sys;
 
 /// The callbacks of one descriptor. At least one is there.
 pub struct FdWatch {
@@ -220,7 +221,7 @@ fn put(
     fd: RawFd,
     side: Side,
     handle: Py<Handle>,
-) -> std::io::Result<Vec<Py<Handle>>> {
+) -> sys::Result<Vec<Py<Handle>>> {
     let watched = reactor.key_of(fd).and_then(|key| match reactor.owner(key) {
         Some(Owner::Watch(watch)) => Some((key, watch.direction())),
         _ => None,
@@ -231,10 +232,16 @@ fn put(
             (Side::Writer, Direction::Write) => Direction::Write,
             _ => Direction::Both,
         };
-        // Told to the kernel even if nothing changes: the number may belong to another file than last time.
-        reactor.modify(key, wanted)?;
-        if let Some(Owner::Watch(watch)) = reactor.owner_mut(key) {
-            return Ok(watch.side(side).replace(handle).into_iter().collect());
+        // Told to the kernel even if nothing changes, because only it knows whether the number still names the file
+        // that was registered. If not, the old callbacks are of no more use, neither of them.
+        match reactor.modify(key, wanted) {
+            Err(error) if error.errno == libc::ENOENT => {}
+            result => {
+                result?;
+                if let Some(Owner::Watch(watch)) = reactor.owner_mut(key) {
+                    return Ok(watch.side(side).replace(handle).into_iter().collect());
+                }
+            }
         }
     }
     let mut watch = FdWatch { reader: None, writer: None };
@@ -254,16 +261,18 @@ fn put(
 /// give to [`remove_waiter`].
 pub fn add_waiter(
     slf: &Bound<'_, EventLoop>,
-    fd: &Bound<'_, PyAny>,
+    socket: &Bound<'_, PyAny>,
     writes: bool,
     future: &Bound<'_, PyAny>,
 ) -> PyResult<(RawFd, Py<Handle>)> {
     let py = slf.py();
-    ensure_no_transport(slf, fd)?;
+    let number = fileno(socket)?;
+    let fd = number.into_pyobject(py)?.into_any();
+    ensure_no_transport(slf, &fd)?;
     let wake = Asyncio::get(py)?.set_result_unless_cancelled.bind(py).clone();
     let args = (future, py.None()).into_pyobject(py)?;
-    let handle = add(slf, fd, Side::of_waiter(writes), wake, args, None)?;
-    Ok((fileno(fd)?, handle))
+    let handle = add(slf, &fd, Side::of_waiter(writes), wake, args, None)?;
+    Ok((number, handle))
 }
 
 /// Ends what `add_waiter` began, unless somebody has registered another callback in its place.

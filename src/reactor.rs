@@ -9,13 +9,14 @@
 //! dropped. The kernel's word on what is registered (ENOENT, EEXIST) is taken as an answer, never as a fault.
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use slab::Slab;
+
+use crate::sys;
 
 /// How many events one poll takes at most; the rest wait for the next poll.
 const EVENTS_PER_POLL: usize = 1024;
@@ -127,7 +128,7 @@ pub struct Reactor<T> {
 impl<T> Reactor<T> {
     /// A reactor with the poller that waits for its events. They are two things so that sources can be registered
     /// while another thread sits in the poll.
-    pub fn new() -> io::Result<(Self, Poller)> {
+    pub fn new() -> sys::Result<(Self, Poller)> {
         let poll = Poll::new()?;
         let registry = poll.registry().try_clone()?;
         let reactor = Reactor { registry, sources: Slab::new(), by_fd: HashMap::new(), next_generation: 0 };
@@ -137,19 +138,20 @@ impl<T> Reactor<T> {
     /// Starts over with a poller of its own, in a child process that shares the old one with its parent: what the
     /// child did to it, the parent would feel. Sources keep their keys; a descriptor that can't be watched any more
     /// (it was closed between the fork and now) stays silent.
-    pub fn renew(&mut self) -> io::Result<Poller> {
+    pub fn renew(&mut self) -> sys::Result<Poller> {
         let poll = Poll::new()?;
         self.registry = poll.registry().try_clone()?;
         for (slot, source) in &self.sources {
             let key = Key { slot: slot as u32, generation: source.generation };
-            drop(self.control(source.fd, key, source.trigger, source.direction, Control::Add));
+            let _closed_meanwhile =
+                self.control(source.fd, key, source.trigger, source.direction, Control::Add);
         }
         Ok(Poller { poll, events: Events::with_capacity(EVENTS_PER_POLL) })
     }
 
     /// A handle that ends a poll from any thread.
-    pub fn waker(&self) -> io::Result<Waker> {
-        Waker::new(&self.registry, WAKER)
+    pub fn waker(&self) -> sys::Result<Waker> {
+        Ok(Waker::new(&self.registry, WAKER)?)
     }
 
     /// Starts watching `fd` for `owner`.
@@ -162,12 +164,12 @@ impl<T> Reactor<T> {
         trigger: Trigger,
         direction: Direction,
         owner: T,
-    ) -> io::Result<(Key, Option<T>)> {
+    ) -> sys::Result<(Key, Option<T>)> {
         let generation = self.next_generation;
         let slot = self.sources.vacant_key();
         let key = Key { slot: slot as u32, generation };
         match self.control(fd, key, trigger, direction, Control::Add) {
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+            Err(error) if error.errno == libc::EEXIST => {
                 self.control(fd, key, trigger, direction, Control::Modify)?
             }
             result => result?,
@@ -180,18 +182,11 @@ impl<T> Reactor<T> {
     }
 
     /// Changes what a source is watched for; also arms an edge anew, so that a state which lasts is told again.
-    pub fn modify(&mut self, key: Key, direction: Direction) -> io::Result<()> {
-        let Some(source) = self.get_source(key) else {
-            return Ok(());
-        };
-        let (fd, trigger) = (source.fd, source.trigger);
-        match self.control(fd, key, trigger, direction, Control::Modify) {
-            // The file was closed and the number belongs to another one now.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                self.control(fd, key, trigger, direction, Control::Add)?
-            }
-            result => result?,
-        }
+    ///
+    /// ENOENT says that the file was closed, and that the number is free or another file's by now.
+    pub fn modify(&mut self, key: Key, direction: Direction) -> sys::Result<()> {
+        let Some(source) = self.get_source(key) else { return Ok(()) };
+        self.control(source.fd, key, source.trigger, direction, Control::Modify)?;
         if let Some(source) = self.sources.get_mut(key.slot as usize) {
             source.direction = direction;
         }
@@ -252,16 +247,15 @@ impl<T> Reactor<T> {
         trigger: Trigger,
         direction: Direction,
         control: Control,
-    ) -> io::Result<()> {
-        match (trigger, control) {
-            (Trigger::Edge, Control::Add) => {
-                self.registry.register(&mut SourceFd(&fd), key.token(), direction.interest())
-            }
+    ) -> sys::Result<()> {
+        let (token, interest) = (key.token(), direction.interest());
+        Ok(match (trigger, control) {
+            (Trigger::Edge, Control::Add) => self.registry.register(&mut SourceFd(&fd), token, interest)?,
             (Trigger::Edge, Control::Modify) => {
-                self.registry.reregister(&mut SourceFd(&fd), key.token(), direction.interest())
+                self.registry.reregister(&mut SourceFd(&fd), token, interest)?
             }
-            (Trigger::Level, _) => level::control(&self.registry, fd, key.token(), direction, control),
-        }
+            (Trigger::Level, _) => level::control(&self.registry, fd, token, direction, control)?,
+        })
     }
 }
 
@@ -279,9 +273,9 @@ pub struct Poller {
 
 impl Poller {
     /// Waits until something happens, `timeout` is over (`None`: for ever) or a signal interrupts the wait, which is
-    /// an error of kind `Interrupted`.
-    pub fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.poll.poll(&mut self.events, timeout)
+    /// the error EINTR.
+    pub fn poll(&mut self, timeout: Option<Duration>) -> sys::Result<()> {
+        Ok(self.poll.poll(&mut self.events, timeout)?)
     }
 
     /// What the last poll found.
@@ -304,7 +298,7 @@ mod level {
         token: Token,
         direction: Direction,
         control: Control,
-    ) -> io::Result<()> {
+    ) -> sys::Result<()> {
         let events = match direction {
             Direction::Read => libc::EPOLLIN,
             Direction::Write => libc::EPOLLOUT,
@@ -319,7 +313,7 @@ mod level {
         // descriptor is an error, not undefined behaviour.
         match unsafe { libc::epoll_ctl(registry.as_raw_fd(), operation, fd, &mut event) } {
             0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+            _ => Err(std::io::Error::last_os_error().into()),
         }
     }
 }
@@ -335,7 +329,7 @@ mod level {
         token: Token,
         direction: Direction,
         _control: Control,
-    ) -> io::Result<()> {
+    ) -> sys::Result<()> {
         let wanted = [
             (libc::EVFILT_READ, direction != Direction::Write),
             (libc::EVFILT_WRITE, direction != Direction::Read),
@@ -352,8 +346,8 @@ mod level {
                 libc::kevent(registry.as_raw_fd(), &change, 1, std::ptr::null_mut(), 0, std::ptr::null())
             };
             if result < 0 {
-                let error = io::Error::last_os_error();
-                if want || error.raw_os_error() != Some(libc::ENOENT) {
+                let error = sys::Error::from(std::io::Error::last_os_error());
+                if want || error.errno != libc::ENOENT {
                     return Err(error);
                 }
             }
@@ -432,7 +426,7 @@ mod tests {
         let (mut reactor, _poller) = Reactor::new().unwrap();
         for trigger in [Trigger::Edge, Trigger::Level] {
             let error = reactor.register(-1, trigger, Direction::Read, ()).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+            assert_eq!(error.errno, libc::EBADF);
         }
         assert_eq!(reactor.owners().count(), 0);
     }

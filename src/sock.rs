@@ -198,6 +198,9 @@ impl SocketOperation {
             Work::Once { method, args } => return Ok((method.bind(py).clone(), args.bind(py).clone())),
             Work::SendAll { data, sent } => (data.bind(py).clone(), *sent),
         };
+        if sent == 0 {
+            return Ok((intern!(py, "send").clone(), PyTuple::new(py, [data])?));
+        }
         let view = py.get_type::<pyo3::types::PyMemoryView>().call1((data,))?;
         let bytes = view.call_method1(intern!(py, "cast"), ("B",))?;
         let rest = pyo3::types::PySlice::new(py, sent as isize, isize::MAX, 1);

@@ -1,12 +1,45 @@
 //! System calls that neither the standard library nor mio wraps: the one door to the platform.
 //!
-//! Each function takes a borrowed descriptor or one that its caller owns, retries nothing, and gives errno back as an
-//! [`io::Error`].
+//! Each function takes a descriptor that its caller owns, retries nothing, and gives errno back as an [`Error`].
 
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use pyo3::PyErr;
+use pyo3::exceptions::PyOSError;
+
+/// A failed system call. In Python it is the OSError subclass that the standard library would raise, with errno and the
+/// C library's text. (pyo3's own conversion of an [`io::Error`] loses errno, so none gets past this module.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Error {
+    pub errno: i32,
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Whether the call should be made again later, rather than reported.
+    pub fn is_transient(self) -> bool {
+        matches!(self.errno, libc::EAGAIN | libc::EINTR)
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        // mio and the standard library make errors of their own only for what the caller did wrong.
+        Error { errno: error.raw_os_error().unwrap_or(libc::EINVAL) }
+    }
+}
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        let text = io::Error::from_raw_os_error(error.errno).to_string();
+        let text = text.split(" (os error").next().unwrap_or_default().to_owned();
+        PyOSError::new_err((error.errno, text))
+    }
+}
 
 /// The clock of `time.monotonic()`, in seconds.
 pub fn monotonic() -> f64 {
@@ -20,25 +53,25 @@ pub fn monotonic() -> f64 {
     (now.tv_sec * 1_000_000_000 + now.tv_nsec) as f64 / 1e9
 }
 
-fn check(result: isize) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+fn check(result: isize) -> Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error().into())
 }
 
 /// recv(2) into memory that need not be initialised; the result says how much of it is.
-pub fn recv(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+pub fn recv(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> Result<usize> {
     // SAFETY: pointer and length describe `buffer`, borrowed for the length of the call.
     check(unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) })
 }
 
 /// send(2); a peer that is gone is EPIPE, never SIGPIPE.
-pub fn send(fd: RawFd, data: &[u8]) -> io::Result<usize> {
+pub fn send(fd: RawFd, data: &[u8]) -> Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: pointer and length describe `data`.
     check(unsafe { libc::send(fd, data.as_ptr().cast(), data.len(), flags) })
 }
 
 /// sendmsg(2) of several slices at once. The caller keeps to IOV_MAX.
-pub fn send_vectored(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+pub fn send_vectored(fd: RawFd, slices: &[IoSlice<'_>]) -> Result<usize> {
     // SAFETY: all-zero bytes are a valid msghdr: no address, no data, no ancillary data.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = slices.as_ptr().cast_mut().cast();
@@ -49,7 +82,7 @@ pub fn send_vectored(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
 }
 
 /// sendto(2).
-pub fn send_to(fd: RawFd, data: &[u8], target: &SocketAddress) -> io::Result<()> {
+pub fn send_to(fd: RawFd, data: &[u8], target: &SocketAddress) -> Result<()> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     let address = (&raw const target.storage).cast();
     // SAFETY: pointers and lengths describe `data` and the address.
@@ -58,7 +91,7 @@ pub fn send_to(fd: RawFd, data: &[u8], target: &SocketAddress) -> io::Result<()>
 }
 
 /// recvfrom(2) into memory that need not be initialised; the size says how much of it is.
-pub fn recv_from(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<(usize, SocketAddress)> {
+pub fn recv_from(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> Result<(usize, SocketAddress)> {
     let (address, size) = SocketAddress::read(|address, length| {
         let (memory, size) = (buffer.as_mut_ptr().cast(), buffer.len());
         // SAFETY: pointers and lengths describe `buffer` and a sockaddr_storage, both valid for the call.
@@ -67,19 +100,14 @@ pub fn recv_from(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<(usize
     Ok((size, address))
 }
 
-/// Whether the call should be made again later, rather than reported.
-pub fn is_transient(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
 /// shutdown(2) of the sending side.
-pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
+pub fn shutdown_write(fd: RawFd) -> Result<()> {
     // SAFETY: no memory is involved.
     check(unsafe { libc::shutdown(fd, libc::SHUT_WR) } as isize).map(drop)
 }
 
 /// Turns Nagle's algorithm off, where the socket has it: small writes leave at once.
-pub fn set_nodelay(fd: RawFd) -> io::Result<()> {
+pub fn set_nodelay(fd: RawFd) -> Result<()> {
     let on: libc::c_int = 1;
     let size = mem::size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the value is one int of the stated size.
@@ -121,9 +149,7 @@ impl PartialEq for SocketAddress {
 
 impl SocketAddress {
     /// Lets a system call fill in an address; gives the call's own result too.
-    fn read(
-        fill: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> isize,
-    ) -> io::Result<(Self, usize)> {
+    fn read(fill: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> isize) -> Result<(Self, usize)> {
         // SAFETY: all-zero bytes are a valid sockaddr_storage (of family AF_UNSPEC).
         let mut storage: libc::sockaddr_storage = unsafe { mem::zeroed() };
         let mut length = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
@@ -133,7 +159,7 @@ impl SocketAddress {
     }
 
     /// The address that `fd` is bound to: getsockname(2).
-    pub fn local(fd: RawFd) -> io::Result<Self> {
+    pub fn local(fd: RawFd) -> Result<Self> {
         // SAFETY: `read` passes pointers to a sockaddr_storage and its length, valid for the call.
         Self::read(|address, length| unsafe { libc::getsockname(fd, address, length) } as isize)
             .map(|(address, _)| address)
@@ -218,7 +244,7 @@ impl SocketAddress {
 
 /// Accepts a connection: a descriptor that blocks nobody and is not inherited, and the peer's address.
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
-pub fn accept(fd: RawFd) -> io::Result<(OwnedFd, SocketAddress)> {
+pub fn accept(fd: RawFd) -> Result<(OwnedFd, SocketAddress)> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     let (address, accepted) =
         // SAFETY: `read` passes pointers to a sockaddr_storage and its length, valid for the call.
@@ -229,7 +255,7 @@ pub fn accept(fd: RawFd) -> io::Result<(OwnedFd, SocketAddress)> {
 
 /// Accepts a connection, where there is no accept4(2).
 #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
-pub fn accept(fd: RawFd) -> io::Result<(OwnedFd, SocketAddress)> {
+pub fn accept(fd: RawFd) -> Result<(OwnedFd, SocketAddress)> {
     let (address, accepted) =
         // SAFETY: `read` passes pointers to a sockaddr_storage and its length, valid for the call.
         SocketAddress::read(|address, length| unsafe { libc::accept(fd, address, length) } as isize)?;
@@ -272,6 +298,6 @@ mod tests {
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
         assert_eq!(SocketAddress::local(near.as_raw_fd()).unwrap().parse(), Address::Unix(Vec::new()));
         drop(far);
-        assert_eq!(send(near.as_raw_fd(), b"x").unwrap_err().raw_os_error(), Some(libc::EPIPE));
+        assert_eq!(send(near.as_raw_fd(), b"x"), Err(Error { errno: libc::EPIPE }));
     }
 }

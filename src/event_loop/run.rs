@@ -120,7 +120,7 @@ impl EventLoop {
                 self.queue_events(py, poller.events());
                 Ok(())
             }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(()),
+            Err(error) if error.errno == libc::EINTR => Ok(()),
             Err(error) => Err(error),
         };
         drop(self.poller.replace(py, Some(poller)));

@@ -73,7 +73,7 @@ impl EventLoop {
         context: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Py<TimerHandle>> {
         let when = add_delay(sys::monotonic(), delay)?;
-        Self::schedule_timer(slf, when, None, callback, args, context, "call_later")
+        Self::schedule_timer(slf, when, None, callback, args, context)
     }
 
     /// Schedules `callback(*args)` for a time of the loop's clock, in seconds (see `time`). Returns a `TimerHandle`.
@@ -95,7 +95,7 @@ impl EventLoop {
             Ok(when) => (when.value(), None),
             Err(_) => (when.extract()?, Some(when.clone().unbind())),
         };
-        Self::schedule_timer(slf, when, given, callback, args, context, "call_at")
+        Self::schedule_timer(slf, when, given, callback, args, context)
     }
 
     /// Wakes the loop from its poll; the standard library calls it after scheduling from another thread.
@@ -130,13 +130,13 @@ impl EventLoop {
         callback: Bound<'_, PyAny>,
         args: Bound<'_, PyTuple>,
         context: Option<Bound<'_, PyAny>>,
-        method: &str,
     ) -> PyResult<Py<TimerHandle>> {
         let (py, this) = (slf.py(), slf.get());
         this.check_open(py)?;
         if this.is_debug(py) {
             slf.call_method0(intern!(py, "_check_thread"))?;
-            check_callback(slf, &callback, method)?;
+            // Under this name for `call_later` too, as in asyncio, where the one calls the other.
+            check_callback(slf, &callback, "call_at")?;
         }
         let handle = Self::new_handle(slf, callback, args, context)?;
         let timer = TimerHandle::create(py, when, given, handle)?;
@@ -177,7 +177,7 @@ impl EventLoop {
         }
         let waker = self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner);
         match waker.as_ref() {
-            Some(waker) => Ok(waker.wake()?),
+            Some(waker) => Ok(waker.wake().map_err(sys::Error::from)?),
             None => Ok(()),
         }
     }

@@ -5,7 +5,6 @@
 //! on) go to the protocol's `error_received` and end nothing.
 
 use std::collections::VecDeque;
-use std::io;
 use std::mem::MaybeUninit;
 
 use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyOSError, PyTypeError, PyValueError};
@@ -190,7 +189,7 @@ impl DatagramTransport {
                 let socket = match &base.state.borrow_mut(py).socket {
                     Socket::Python(socket) => socket.bind(py).clone(),
                     Socket::Accepted(_) | Socket::Closed => {
-                        return Err(io::Error::from_raw_os_error(libc::EBADF).into());
+                        return Err(sys::Error { errno: libc::EBADF }.into());
                     }
                 };
                 socket.call_method1(intern!(py, "sendto"), (data, target)).map(drop)
@@ -270,15 +269,16 @@ impl DatagramTransport {
 
     fn receive<'py>(slf: &Bound<'py, Self>) -> PyResult<Received<'py>> {
         let (py, this, base) = (slf.py(), slf.get(), slf.as_super().get());
-        let received = base.event_loop.get().with_read_buffer(py, |buffer: &mut [MaybeUninit<u8>]| {
-            let (size, sender) = sys::recv_from(base.fd, buffer)?;
-            // SAFETY: the kernel has written `size` bytes to the front of the buffer.
-            let data = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), size) };
-            Ok((PyBytes::new(py, data), sender))
-        });
+        let received: sys::Result<_> =
+            base.event_loop.get().with_read_buffer(py, |buffer: &mut [MaybeUninit<u8>]| {
+                let (size, sender) = sys::recv_from(base.fd, buffer)?;
+                // SAFETY: the kernel has written `size` bytes to the front of the buffer.
+                let data = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), size) };
+                Ok((PyBytes::new(py, data), sender))
+            });
         match received {
             Ok((data, sender)) => Ok(Received::Datagram(data, this.sender(py, sender)?)),
-            Err(error) if sys::is_transient(&error) => Ok(Received::Nothing),
+            Err(error) if error.is_transient() => Ok(Received::Nothing),
             Err(error) => Ok(Received::Error(error)),
         }
     }
@@ -335,7 +335,7 @@ impl DatagramTransport {
 
 enum Received<'py> {
     Datagram(Bound<'py, PyBytes>, Bound<'py, PyAny>),
-    Error(io::Error),
+    Error(sys::Error),
     Nothing,
 }
 

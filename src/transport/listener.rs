@@ -1,6 +1,5 @@
 //! A listening socket: accepts in batches and makes a transport of each connection.
 
-use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -101,11 +100,11 @@ impl Listener {
             }
             match sys::accept(this.fd) {
                 Ok((accepted, peer)) => Self::connected(slf, accepted, peer)?,
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN | libc::EINTR) => return Ok(()),
+                Err(error) => match error.errno {
+                    libc::EAGAIN | libc::EINTR => return Ok(()),
                     // The peer has given up already; the next one may be waiting.
-                    Some(libc::ECONNABORTED) => {}
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                    libc::ECONNABORTED => {}
+                    libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
                         return Self::pause(slf, error);
                     }
                     _ => return Err(error.into()),
@@ -125,7 +124,7 @@ impl Listener {
     }
 
     /// Descriptors or memory have run out: trying again at once would only spin.
-    fn pause(slf: &Bound<'_, Self>, error: io::Error) -> PyResult<()> {
+    fn pause(slf: &Bound<'_, Self>, error: sys::Error) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         let event_loop = this.event_loop.bind(py);
         let Some(socket) = this.parts.borrow_mut(py).as_ref().map(|parts| parts.socket.clone_ref(py)) else {

@@ -3,7 +3,6 @@
 //! A connection that the loop has accepted itself is only a descriptor: the Python object is made when somebody asks
 //! for it, which for most connections nobody does.
 
-use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use pyo3::intern;
@@ -30,13 +29,13 @@ pub(super) struct Names {
 }
 
 impl Names {
-    pub fn new(fd: &OwnedFd, peer: SocketAddress) -> io::Result<Self> {
+    pub fn new(fd: &OwnedFd, peer: SocketAddress) -> sys::Result<Self> {
         Ok(Names { local: SocketAddress::local(fd.as_raw_fd())?, peer })
     }
 }
 
 impl Socket {
-    pub fn accepted(fd: OwnedFd, names: &Names) -> io::Result<Self> {
+    pub fn accepted(fd: OwnedFd, names: &Names) -> sys::Result<Self> {
         if matches!(names.local.family(), libc::AF_INET | libc::AF_INET6) {
             sys::set_nodelay(fd.as_raw_fd())?;
         }

@@ -1,6 +1,5 @@
 //! Reading: from the socket to the protocol.
 
-use std::io;
 use std::mem::MaybeUninit;
 
 use pyo3::buffer::PyUntypedBuffer;
@@ -101,10 +100,10 @@ impl StreamTransport {
         }
     }
 
-    fn read_failed(slf: &Bound<'_, Self>, error: io::Error) -> PyResult<()> {
-        match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(()),
-            _ => Transport::fatal_error(slf.as_super(), error.into(), READ_FAILED),
+    fn read_failed(slf: &Bound<'_, Self>, error: sys::Error) -> PyResult<()> {
+        match error.is_transient() {
+            true => Ok(()),
+            false => Transport::fatal_error(slf.as_super(), error.into(), READ_FAILED),
         }
     }
 
@@ -135,12 +134,12 @@ impl StreamTransport {
 }
 
 /// Receives once and notes whether there can be more.
-fn receive(transport: &Transport, py: Python<'_>, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+fn receive(transport: &Transport, py: Python<'_>, buffer: &mut [MaybeUninit<u8>]) -> sys::Result<usize> {
     let result = sys::recv(transport.fd, buffer);
     let mut state = transport.state.borrow_mut(py);
     match &result {
         Ok(size) if *size < buffer.len() && !state.read_closed => state.readable = false,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => state.readable = false,
+        Err(error) if error.errno == libc::EAGAIN => state.readable = false,
         _ => {}
     }
     result

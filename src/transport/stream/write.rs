@@ -1,6 +1,6 @@
 //! Writing: from the program to the socket, at once where it can be.
 
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
@@ -33,7 +33,7 @@ impl StreamTransport {
         if this.is_empty(py) {
             sent = match sys::send(base.get().fd, data.as_slice()) {
                 Ok(sent) => sent,
-                Err(error) if sys::is_transient(&error) => 0,
+                Err(error) if error.is_transient() => 0,
                 Err(error) => return Transport::fatal_error(base, error.into(), WRITE_FAILED),
             };
             if sent == length {
@@ -138,7 +138,7 @@ impl StreamTransport {
     }
 
     /// Sends until the buffer is empty or the socket full.
-    fn flush(slf: &Bound<'_, Self>) -> io::Result<()> {
+    fn flush(slf: &Bound<'_, Self>) -> sys::Result<()> {
         let (py, fd) = (slf.py(), slf.as_super().get().fd);
         let mut output = slf.get().output.borrow_mut(py);
         while !output.buffer.is_empty() {
@@ -153,7 +153,7 @@ impl StreamTransport {
                         break;
                     }
                 }
-                Err(error) if sys::is_transient(&error) => break,
+                Err(error) if error.is_transient() => break,
                 Err(error) => return Err(error),
             }
         }
