@@ -249,13 +249,14 @@ impl<T> Reactor<T> {
         control: Control,
     ) -> sys::Result<()> {
         let (token, interest) = (key.token(), direction.interest());
-        Ok(match (trigger, control) {
+        match (trigger, control) {
             (Trigger::Edge, Control::Add) => self.registry.register(&mut SourceFd(&fd), token, interest)?,
             (Trigger::Edge, Control::Modify) => {
-                self.registry.reregister(&mut SourceFd(&fd), token, interest)?
+                self.registry.reregister(&mut SourceFd(&fd), token, interest)?;
             }
             (Trigger::Level, _) => level::control(&self.registry, fd, token, direction, control)?,
-        })
+        }
+        Ok(())
     }
 }
 

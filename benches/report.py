@@ -1,0 +1,161 @@
+"""Results as tables: costs as shares of the baseline's, then throughput."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from .loops import BASELINE, OURS, version
+from .runner import Result
+
+Table = list[list[str]]
+
+
+def ratio(result: Result, loop: str) -> float | None:
+    cost, base = result.cost(loop), result.cost(BASELINE)
+    return cost / base if cost is not None and base else None
+
+
+def best_peer(result: Result) -> str | None:
+    peers = {
+        loop: cost for loop in result.samples if (cost := result.cost(loop)) is not None and loop != OURS
+    }
+    return min(peers, key=peers.__getitem__) if peers else None
+
+
+def quantity(result: Result, cost: float) -> str:
+    if result.row.measure == "bytes":
+        return f"{cost / 1024:.2f} KiB"
+    for unit, size in (("ms", 1e-3), ("µs", 1e-6)):
+        if cost >= size:
+            return f"{cost / size:.3g} {unit}"
+    return f"{cost * 1e9:.3g} ns"
+
+
+def title(result: Result) -> str:
+    return result.row.name + (" (wall)" if result.row.measure == "wall" else "")
+
+
+def cost_cell(result: Result, loop: str) -> str:
+    cost, share = result.cost(loop), ratio(result, loop)
+    if cost is None:
+        return "failed" if loop in result.failures else "–"
+    if loop == BASELINE or share is None:
+        return quantity(result, cost)
+    return f"{share:.2f}"
+
+
+def costs(results: Sequence[Result], loops: Sequence[str]) -> Table:
+    """Costs as shares of the baseline's, whose own cell holds the cost itself."""
+    table = [["work", *loops, "best peer", f"{OURS} to best", "first goal"]]
+    for result in results:
+        best = best_peer(result)
+        ours, theirs = result.cost(OURS), result.cost(best) if best else None
+        to_best = f"{ours / theirs:.2f}" if ours is not None and theirs else "–"
+        goal = "–" if result.row.goal is None else f"{result.row.goal:.2f}"
+        cells = [cost_cell(result, loop) for loop in loops]
+        table.append([title(result), *cells, best or "–", to_best, goal])
+    return table
+
+
+def rates(results: Sequence[Result], loops: Sequence[str]) -> Table:
+    table = [["operations per second", *loops]]
+    for result in results:
+        cells = [f"{rate:,.0f}" if (rate := result.rate(loop)) is not None else "–" for loop in loops]
+        if result.row.measure != "bytes":
+            table.append([title(result), *cells])
+    return table
+
+
+def failures(results: Sequence[Result]) -> list[str]:
+    return [
+        f"{title(result)}: {loop}: {reason}" for result in results for loop, reason in result.failures.items()
+    ]
+
+
+def standing(results: Sequence[Result]) -> str | None:
+    """Where ours stands, in one sentence."""
+    pairs = [
+        (ours, theirs)
+        for result in results
+        if (ours := result.cost(OURS)) is not None
+        and (best := best_peer(result)) is not None
+        and (theirs := result.cost(best)) is not None
+    ]
+    if not pairs:
+        return None
+    goals = [
+        (share, result.row.goal)
+        for result in results
+        if result.row.goal is not None and (share := ratio(result, OURS)) is not None
+    ]
+    cheaper = sum(a < b for a, b in pairs)
+    met = sum(share <= goal for share, goal in goals)
+    return (
+        f"{OURS} costs less than the best of the others in {cheaper} of {len(pairs)} rows, "
+        f"and meets its first goal in {met} of {len(goals)}."
+    )
+
+
+def as_text(table: Table) -> str:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for first, *others in table:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join(lines)
+
+
+def as_markdown(table: Table) -> str:
+    header, *body = table
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *body))
+
+
+def describe_machine() -> str:
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    libc = " ".join(platform.libc_ver())
+    return f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, {libc}"
+
+
+def describe_versions(loops: Sequence[str]) -> str:
+    versions = [f"{loop} {version(loop)}" for loop in loops if loop != "asyncio"]
+    return ", ".join([f"{platform.python_implementation()} {platform.python_version()}", *versions])
+
+
+def today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def write_markdown(path: Path, results: Sequence[Result], loops: Sequence[str], rounds: int) -> None:
+    """The report for the documentation, with its plot beside it."""
+    from .plot import draw
+
+    picture = path.with_suffix(".svg")
+    draw(picture, results, loops)
+    parts = [
+        "# Benchmarks",
+        standing(results),
+        f"![Cost of each piece of work on each loop as a share of {BASELINE}'s]({picture.name})",
+        f"Process CPU (user and system) per operation, as a share of {BASELINE}'s, whose own column has the "
+        "cost itself; lower is better. Rows marked (wall) are elapsed time, the memory row is private "
+        "memory. In rows with a network the figure is the server process's alone. *Best peer* is the "
+        f"cheapest loop but {OURS}, *first goal* the share of {BASELINE}'s cost that the project aims at.",
+        as_markdown(costs(results, loops)),
+        "## Throughput",
+        as_markdown(rates(results, loops)),
+        "## How this was measured",
+        f"On {today()}, {describe_machine()}; {describe_versions(loops)}. Each figure is the median of "
+        f"{rounds} samples, each in a process of its own, the loops taking turns. Servers were kept on one "
+        "core and their load on another; every echoed byte was checked. To repeat it: `make bench`.",
+    ]
+    if failed := failures(results):
+        parts += ["## What failed", "\n".join(f"- {line}" for line in failed)]
+    path.write_text("\n\n".join(part for part in parts if part) + "\n")

@@ -1,0 +1,8 @@
+"""Every row, in the order of the report."""
+
+from __future__ import annotations
+
+from . import http, micro, network, process
+from .row import InProcess, Served
+
+ROWS: tuple[InProcess | Served, ...] = (*micro.ROWS, *network.ROWS, *http.ROWS, *process.ROWS)
