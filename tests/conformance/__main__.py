@@ -3,10 +3,12 @@
 import argparse
 import importlib.util
 import json
+import platform
 import signal
 import sys
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
 from pathlib import Path
 
 from . import baseline, exclusions
@@ -97,7 +99,8 @@ def main() -> int:
     summary = Summary(options.loop, comparisons, everything=options.modules is None)
     print(*summary.lines(), sep="\n")
     if options.json:
-        options.json.write_text(json.dumps(summary.as_json(), indent=1))
+        about = {"python": platform.python_version(), "mode": asdict(mode)}
+        options.json.write_text(json.dumps(about | summary.as_json(), indent=1))
     return 0 if summary.succeeded else 1
 
 
