@@ -25,3 +25,49 @@ mod _core {
     #[pymodule_export]
     use crate::transport::{DatagramTransport, Listener, StreamTransport, Transport};
 }
+
+// A panic must unwind to the caller in Python, where pyo3 makes an exception of it.
+const _: () = assert!(cfg!(panic = "unwind"), "with panic = \"abort\" a bug would end the user's process");
+
+#[cfg(test)]
+mod tests {
+    use pyo3::ffi::c_str;
+    use pyo3::prelude::*;
+    use pyo3::types::PyDict;
+
+    use crate::_core;
+
+    #[pyfunction]
+    fn panics() {
+        panic!("on purpose");
+    }
+
+    #[test]
+    fn a_panic_leaves_the_loop_as_an_exception_and_the_loop_lives_on() {
+        pyo3::append_to_inittab!(_core);
+        Python::initialize();
+        Python::attach(|py| {
+            let names = PyDict::new(py);
+            names.set_item("panics", wrap_pyfunction!(panics, py).unwrap()).unwrap();
+            let program = c_str!(
+                "import asyncio, _core
+class Loop(_core.EventLoop, asyncio.BaseEventLoop):
+    pass
+loop, seen = Loop(), []
+loop.call_soon(panics)
+loop.call_soon(seen.append, 'next')
+loop.call_soon(loop.stop)
+try:
+    loop.run_forever()
+except BaseException as error:
+    seen.append(type(error).__name__)
+loop.run_forever()
+loop.close()
+loop._release()
+assert seen == ['PanicException', 'next'], seen
+"
+            );
+            py.run(program, Some(&names), None).unwrap();
+        });
+    }
+}

@@ -17,8 +17,8 @@ HEAD = """\
 # asyncio's own tests on mioloop
 
 The interpreter's own `test.test_asyncio`, every test that the standard loop passes and that is not about the
-standard loop's insides, run with each loop it makes replaced by mioloop's. A cell says how many of the standard
-loop's tests pass: `59` means all of the 59, `58 of 59` that one is missing. This page is made by
+standard loop's insides, run with each loop it makes replaced by mioloop's. A cell says how many of the
+standard loop's tests pass: `59` means all of the 59, `58 of 59` that one is missing. This page is made by
 `python -m tests.conformance.page`, from the results of `python -m tests.conformance --json FILE`.
 """
 
@@ -71,8 +71,8 @@ def page(runs: list[dict[str, Any]]) -> str:
     lost = missing(runs)
     lines = [
         HEAD,
-        f"{platform.system()}, {platform.machine()}. `debug` is asyncio's debug mode (`PYTHONASYNCIODEBUG=1`), "
-        "`strict` is `-X dev -W error::ResourceWarning`.\n",
+        f"{platform.system()}, {platform.machine()}. `debug` is asyncio's debug mode "
+        "(`PYTHONASYNCIODEBUG=1`), `strict` is `-X dev -W error::ResourceWarning`.\n",
         *table(runs),
         "",
         "## Missing\n",
