@@ -61,7 +61,7 @@ def run(
 def install() -> None:
     """Make mioloop the loop of every `asyncio.run` and `asyncio.new_event_loop` that follows.
 
-    Raises AttributeError on a Python that has no event loop policies (3.16 and later); give a loop factory
+    Raises ImportError on a Python that has no event loop policies (3.16 and later); give a loop factory
     there.
     """
     from .policy import EventLoopPolicy, set_event_loop_policy
@@ -72,7 +72,9 @@ def install() -> None:
 def __getattr__(name: str) -> Any:
     # Made when it is asked for: newer Pythons warn of policies when they are touched, and then have none.
     if name == "EventLoopPolicy":
-        from .policy import EventLoopPolicy
-
+        try:
+            from .policy import EventLoopPolicy
+        except ImportError as error:
+            raise AttributeError("this Python has no event loop policies") from error
         return EventLoopPolicy
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

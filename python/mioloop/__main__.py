@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import runpy
 import sys
 
-from . import install
+from . import Loop, install, new_event_loop
+
+
+def make_default() -> None:
+    """Have `asyncio.run` and everything else that makes a loop make ours."""
+    try:
+        install()
+    except ImportError:
+        # Without policies there is one function that all of asyncio calls.
+        asyncio.events.new_event_loop = asyncio.new_event_loop = new_event_loop
+        vars(asyncio)["EventLoop"] = Loop
 
 
 def main() -> None:
@@ -20,7 +31,7 @@ def main() -> None:
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="script.py args...", help="run a file")
     options = parser.parse_args()
     if options.module:
-        install()
+        make_default()
         sys.argv[:] = options.module
         runpy.run_module(options.module[0], run_name="__main__", alter_sys=True)
     elif options.program and options.module is None:

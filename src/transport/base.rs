@@ -73,6 +73,8 @@ impl State {
 /// What stream and datagram transports have in common (asyncio's `Transport`, in the eyes of `isinstance`).
 #[pyclass(subclass, frozen, weakref, dict, module = "mioloop._core")]
 pub struct Transport {
+    /// The class's own name.
+    name: &'static str,
     pub(super) event_loop: Py<EventLoop>,
     /// The protocol's callbacks run in it.
     pub(super) context: Py<PyAny>,
@@ -82,6 +84,7 @@ pub struct Transport {
 
 /// What a new transport is made of.
 pub(super) struct Parts<'py> {
+    pub name: &'static str,
     pub event_loop: Bound<'py, EventLoop>,
     pub socket: Socket,
     pub names: Option<Names>,
@@ -93,6 +96,7 @@ pub(super) struct Parts<'py> {
 impl Transport {
     pub(super) fn new(parts: Parts<'_>) -> PyResult<Self> {
         Ok(Transport {
+            name: parts.name,
             fd: parts.socket.fd(parts.event_loop.py())?,
             event_loop: parts.event_loop.unbind(),
             context: parts.context,
@@ -288,8 +292,8 @@ impl Transport {
         Ok(())
     }
 
-    /// The transport in words; `name` is its class's.
-    pub(super) fn describe(&self, py: Python<'_>, name: &str) -> String {
+    /// The transport in words.
+    pub(super) fn describe(&self, py: Python<'_>) -> String {
         let state = self.state.borrow_mut(py);
         let closed = state.socket.is_closed();
         let phase = match (closed, state.closing) {
@@ -297,7 +301,7 @@ impl Transport {
             (false, true) => " closing",
             (false, false) => "",
         };
-        let mut text = format!("<{name}{phase} fd={}", self.fd);
+        let mut text = format!("<{}{phase} fd={}", self.name, self.fd);
         if !closed {
             let polling = |yes| if yes { "polling" } else { "idle" };
             let (read, write) = (polling(state.may_read()), polling(state.pending > 0));
@@ -426,8 +430,8 @@ impl Transport {
         Ok(Asyncio::get(py)?.transport.clone_ref(py))
     }
 
-    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
-        Ok(slf.get().describe(slf.py(), &slf.get_type().name()?.to_string()))
+    fn __repr__(&self, py: Python<'_>) -> String {
+        self.describe(py)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

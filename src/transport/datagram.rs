@@ -72,6 +72,7 @@ impl EventLoop {
             last_sender: AttachedCell::new(None),
         };
         let transport = Transport::new(Parts {
+            name: "DatagramTransport",
             event_loop: slf.clone(),
             socket: Socket::Python(sock.clone().unbind()),
             names: None,

@@ -171,7 +171,7 @@ impl Drop for Transport {
             }
             // The interpreter may be on its way to handle an exception when it drops us; it must find it again.
             let pending = PyErr::take(py);
-            let text = format!("unclosed transport {}", self.describe(py, "Transport"));
+            let text = format!("unclosed transport {}", self.describe(py));
             let message = CString::new(text).unwrap_or_default();
             let category = py.get_type::<PyResourceWarning>();
             if let Err(error) = PyErr::warn(py, &category, &message, 1) {

@@ -49,6 +49,7 @@ impl StreamTransport {
     ) -> PyResult<()> {
         let names = Names::new(&fd, peer)?;
         let parts = Parts {
+            name: "StreamTransport",
             event_loop: event_loop.clone(),
             socket: Socket::accepted(fd, &names)?,
             names: Some(names),
@@ -107,6 +108,7 @@ impl EventLoop {
         let extra = socket::extra_info(slf, sock, extra)?;
         Asyncio::get(py)?.set_nodelay.call1(py, (sock,))?;
         let parts = Parts {
+            name: "StreamTransport",
             event_loop: slf.clone(),
             socket: Socket::Python(sock.clone().unbind()),
             names: None,
