@@ -1,10 +1,12 @@
 //! What `call_soon`, `call_later` and `call_at` return: a callback with its arguments and its context.
 
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::thread::{self, ThreadId};
 
 use pyo3::basic::CompareOp;
 use pyo3::exceptions::PyTypeError;
+use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -35,44 +37,49 @@ pub struct Handle {
     /// Empty once cancelled.
     call: AttachedCell<Option<Call>>,
     origin: AttachedCell<Option<Box<Origin>>>,
-    /// Of a call that another thread may have scheduled, and may cancel.
-    guard: Option<Box<RunGuard>>,
+    /// Of a call that another thread may have scheduled, and may cancel: which thread is in the callback now.
+    running_in: Option<AtomicU64>,
+}
+
+/// No thread: what `running_in` says before and after the call.
+const NO_THREAD: u64 = 0;
+
+fn this_thread() -> u64 {
+    // SAFETY: asks the operating system for a number, and needs nothing for it.
+    unsafe { ffi::PyThread_get_thread_ident() as u64 }
 }
 
 /// Lets other threads wait until a callback has returned. Whoever cancels a call from another thread may then count on
-/// it: either it was never made, or it is over. (asyncio's `_ThreadSafeHandle`, from 3.14 on.)
+/// it: either it was never made, or it is over. (asyncio's `_ThreadSafeHandle`, from 3.14 on.) One for all the calls of
+/// a loop: there is hardly ever anybody who waits.
 #[derive(Default)]
-struct RunGuard {
-    /// The thread that is in the callback now.
-    running_in: Mutex<Option<ThreadId>>,
+pub struct ReturnSignal {
+    waiting: AtomicUsize,
+    mutex: Mutex<()>,
     returned: Condvar,
 }
 
-impl RunGuard {
-    fn set(&self, thread: Option<ThreadId>) {
-        *self.running_in.lock().unwrap_or_else(PoisonError::into_inner) = thread;
-        if thread.is_none() {
+impl ReturnSignal {
+    fn tell(&self) {
+        if self.waiting.load(SeqCst) > 0 {
+            // Whoever has seen the callback running holds the mutex until it waits.
+            drop(self.mutex.lock());
             self.returned.notify_all();
         }
     }
 
-    /// Waits, detached from the interpreter, until no other thread is in the callback.
-    fn wait(&self, py: Python<'_>) {
-        let here = Some(thread::current().id());
-        let elsewhere = |running_in: &mut Option<ThreadId>| running_in.is_some() && *running_in != here;
-        if elsewhere(&mut self.running_in.lock().unwrap_or_else(PoisonError::into_inner)) {
-            py.detach(|| {
-                let running_in = self.running_in.lock().unwrap_or_else(PoisonError::into_inner);
-                drop(self.returned.wait_while(running_in, elsewhere));
-            });
-        }
+    fn wait_while(&self, running: impl Fn() -> bool) {
+        self.waiting.fetch_add(1, SeqCst);
+        let guard = self.mutex.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.returned.wait_while(guard, |()| running()));
+        self.waiting.fetch_sub(1, SeqCst);
     }
 }
 
 impl Handle {
     /// The handle of a call from any thread.
     pub fn guarded(self) -> Self {
-        Handle { guard: Some(Box::default()), ..self }
+        Handle { running_in: Some(AtomicU64::new(NO_THREAD)), ..self }
     }
 
     pub fn new(
@@ -86,7 +93,7 @@ impl Handle {
             context,
             call: AttachedCell::new(Some(Call { callback, args })),
             origin: AttachedCell::new(None),
-            guard: None,
+            running_in: None,
         }
     }
 
@@ -102,10 +109,11 @@ impl Handle {
     pub fn run(slf: &Bound<'_, Self>) -> PyResult<()> {
         let this = slf.get();
         let Some((callback, args)) = this.callback_and_args(slf.py()) else { return Ok(()) };
-        let Some(guard) = &this.guard else { return this.invoke(slf, &callback, &args) };
-        guard.set(Some(thread::current().id()));
+        let Some(running_in) = &this.running_in else { return this.invoke(slf, &callback, &args) };
+        running_in.store(this_thread(), SeqCst);
         let result = this.invoke(slf, &callback, &args);
-        guard.set(None);
+        running_in.store(NO_THREAD, SeqCst);
+        this.event_loop.get().return_signal().tell();
         result
     }
 
@@ -123,9 +131,14 @@ impl Handle {
         }
     }
 
+    /// Waits, detached from the interpreter, until no other thread is in the callback.
     fn wait_until_returned(&self, py: Python<'_>) {
-        if let Some(guard) = &self.guard {
-            guard.wait(py);
+        let Some(running_in) = &self.running_in else { return };
+        let here = this_thread();
+        let elsewhere = || ![NO_THREAD, here].contains(&running_in.load(SeqCst));
+        if elsewhere() {
+            let signal = self.event_loop.get().return_signal();
+            py.detach(|| signal.wait_while(elsewhere));
         }
     }
 
@@ -168,7 +181,7 @@ impl Handle {
     }
 
     fn name(&self, py: Python<'_>) -> &'static str {
-        match self.guard.is_some() && py.version_info() >= (3, 14) {
+        match self.running_in.is_some() && py.version_info() >= (3, 14) {
             true => "_ThreadSafeHandle",
             false => "Handle",
         }
@@ -274,7 +287,8 @@ impl Handle {
     #[getter(__class__)]
     fn class(&self, py: Python<'_>) -> PyResult<Py<PyType>> {
         let asyncio = Asyncio::get(py)?;
-        Ok(if self.guard.is_some() { &asyncio.thread_safe_handle } else { &asyncio.handle }.clone_ref(py))
+        Ok(if self.running_in.is_some() { &asyncio.thread_safe_handle } else { &asyncio.handle }
+            .clone_ref(py))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

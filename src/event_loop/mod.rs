@@ -19,7 +19,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
 use crate::fd_watch::FdWatch;
-use crate::handle::{Handle, TimerHandle};
+use crate::handle::{Handle, ReturnSignal, TimerHandle};
 use crate::py::AttachedCell;
 use crate::reactor::{Key, Poller, Reactor, Readiness};
 use crate::sys;
@@ -62,6 +62,7 @@ struct Shared {
     /// The loop is in a poll that may last, or about to enter it: whoever has something for it must wake it, once.
     sleeping: AtomicBool,
     stopping: AtomicBool,
+    return_signal: ReturnSignal,
     waker: Mutex<Option<Waker>>,
 }
 
@@ -84,6 +85,11 @@ pub struct EventLoop {
 impl EventLoop {
     pub fn is_debug(&self, py: Python<'_>) -> bool {
         self.debug.get(py)
+    }
+
+    /// Tells threads that wait for a callback to return.
+    pub fn return_signal(&self) -> &ReturnSignal {
+        &self.shared.return_signal
     }
 
     pub fn check_open(&self, py: Python<'_>) -> PyResult<()> {
@@ -134,6 +140,7 @@ impl EventLoop {
                 has_incoming: AtomicBool::new(false),
                 sleeping: AtomicBool::new(false),
                 stopping: AtomicBool::new(false),
+                return_signal: ReturnSignal::default(),
                 waker: Mutex::new(Some(waker)),
             },
         })

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 SAFETY = 30  # seconds; a test never takes that long unless it hangs
 
+BIG = 3_000_000  # bytes; more than the kernel takes at once from a `tcp_pair`
+
 T = TypeVar("T")
 
 
@@ -89,9 +91,13 @@ def pipe() -> tuple[int, int]:
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """Two non-blocking ends of a TCP connection over loopback."""
+    """Two non-blocking ends of a TCP connection over loopback, whose kernel buffers hold far less than BIG."""
+    left = socket.socket()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        left = socket.create_connection(listener.getsockname())
+        for sock in (left, listener):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 131_072)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 131_072)
+        left.connect(listener.getsockname())
         right, _ = listener.accept()
     left.setblocking(False)
     right.setblocking(False)

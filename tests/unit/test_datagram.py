@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -39,8 +39,7 @@ class Recorder(asyncio.DatagramProtocol):
         self.lost: list[Exception | None] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self.transport = transport
+        self.transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         self.received.append((data, addr))
@@ -906,6 +905,16 @@ def test_never_closed(loop: asyncio.AbstractEventLoop) -> None:
 
 
 # The rest of the transport.
+
+
+def test_its_class(loop: asyncio.AbstractEventLoop) -> None:
+    async def main() -> None:
+        server = await endpoint(local_addr=(LOCALHOST, 0))
+        assert isinstance(server.transport, asyncio.DatagramTransport)
+        assert not isinstance(server.transport, asyncio.Transport)
+        await server.close()
+
+    run(loop, main())
 
 
 def test_extra_info(loop: asyncio.AbstractEventLoop) -> None:
