@@ -14,19 +14,30 @@ use pyo3::exceptions::{
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyString, PyTuple};
+use pyo3::types::{PyBytes, PyMemoryView, PySlice, PyString, PyTuple};
 
-use crate::event_loop::EventLoop;
+use crate::event_loop::{EventLoop, READ_SIZE};
 use crate::fd_watch;
 use crate::handle::Handle;
 use crate::py::{Asyncio, AttachedCell};
+use crate::sys;
+use crate::transport::Data;
 
 /// What to do on the socket.
 enum Work {
+    /// Receive up to so many bytes from a plain socket.
+    Receive { size: usize },
     /// Call the method once; its result is the operation's.
     Once { method: Py<PyString>, args: Py<PyTuple> },
-    /// Call `send` until the whole memoryview is sent.
+    /// Send all of the data: bytes, or a view of what can change.
     SendAll { data: Py<PyAny>, sent: usize },
+}
+
+/// The next attempt of it.
+enum Next<'py> {
+    Receive(usize),
+    Call(Bound<'py, PyString>, Bound<'py, PyTuple>),
+    Send(Bound<'py, PyAny>, usize),
 }
 
 enum Phase {
@@ -58,8 +69,13 @@ pub struct SocketOperation {
 #[pymethods]
 impl EventLoop {
     /// Receives up to `n` bytes; an empty result is the end of the stream. As `asyncio.loop.sock_recv`.
-    fn sock_recv(slf: &Bound<'_, Self>, sock: Py<PyAny>, n: Py<PyAny>) -> PyResult<SocketOperation> {
-        once(slf, sock, "sock_recv", "recv", (n,), false)
+    fn sock_recv(slf: &Bound<'_, Self>, sock: Py<PyAny>, n: &Bound<'_, PyAny>) -> PyResult<SocketOperation> {
+        match n.extract::<usize>() {
+            Ok(size) if size <= READ_SIZE && is_plain_socket(sock.bind(slf.py()))? => {
+                Ok(operation(slf, sock, "sock_recv", Work::Receive { size }, false))
+            }
+            _ => once(slf, sock, "sock_recv", "recv", (n,), false),
+        }
     }
 
     /// Receives into a writable buffer; returns how many bytes. As `asyncio.loop.sock_recv_into`.
@@ -102,14 +118,24 @@ impl EventLoop {
 
     /// Sends all of `data`. If it fails, nobody knows how much was sent. As `asyncio.loop.sock_sendall`.
     fn sock_sendall(slf: &Bound<'_, Self>, sock: Py<PyAny>, data: Py<PyAny>) -> SocketOperation {
-        SocketOperation {
-            event_loop: slf.clone().unbind(),
-            socket: sock,
-            writes: true,
-            name: "sock_sendall",
-            state: AttachedCell::new(State { work: Work::SendAll { data, sent: 0 }, phase: Phase::Created }),
-        }
+        operation(slf, sock, "sock_sendall", Work::SendAll { data, sent: 0 }, true)
     }
+}
+
+fn operation(
+    event_loop: &Bound<'_, EventLoop>,
+    socket: Py<PyAny>,
+    name: &'static str,
+    work: Work,
+    writes: bool,
+) -> SocketOperation {
+    let state = AttachedCell::new(State { work, phase: Phase::Created });
+    SocketOperation { event_loop: event_loop.clone().unbind(), socket, writes, name, state }
+}
+
+/// Of the very class whose methods are known to be what the system call does.
+fn is_plain_socket(socket: &Bound<'_, PyAny>) -> PyResult<bool> {
+    Ok(socket.get_type().is(&Asyncio::get(socket.py())?.socket))
 }
 
 fn once<'py>(
@@ -123,13 +149,7 @@ fn once<'py>(
     let py = event_loop.py();
     let work =
         Work::Once { method: PyString::intern(py, method).unbind(), args: args.into_pyobject(py)?.unbind() };
-    Ok(SocketOperation {
-        event_loop: event_loop.clone().unbind(),
-        socket,
-        writes,
-        name,
-        state: AttachedCell::new(State { work, phase: Phase::Created }),
-    })
+    Ok(operation(event_loop, socket, name, work, writes))
 }
 
 impl SocketOperation {
@@ -174,57 +194,79 @@ impl SocketOperation {
 
     /// Tries the call. None: it would block.
     fn attempt<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let socket = self.socket.bind(py);
-        loop {
-            let (method, args) = self.next_call(py)?;
-            match socket.call_method1(method, args) {
-                Ok(result) => match self.is_complete(py, &result)? {
-                    Some(result) => return Ok(Some(result)),
-                    None => continue,
-                },
-                Err(error)
-                    if error.is_instance_of::<PyBlockingIOError>(py)
-                        || error.is_instance_of::<PyInterruptedError>(py) =>
-                {
-                    return Ok(None);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    fn next_call<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyString>, Bound<'py, PyTuple>)> {
-        let (data, sent) = match &self.state.borrow_mut(py).work {
-            Work::Once { method, args } => return Ok((method.bind(py).clone(), args.bind(py).clone())),
-            Work::SendAll { data, sent } => (data.bind(py).clone(), *sent),
+        let result = match &self.state.borrow_mut(py).work {
+            Work::Receive { size } => Next::Receive(*size),
+            Work::Once { method, args } => Next::Call(method.bind(py).clone(), args.bind(py).clone()),
+            Work::SendAll { data, sent } => Next::Send(data.bind(py).clone(), *sent),
         };
-        if sent == 0 {
-            return Ok((intern!(py, "send").clone(), PyTuple::new(py, [data])?));
+        let result = match result {
+            Next::Receive(size) => self.receive(py, size),
+            Next::Call(method, args) => self.socket.bind(py).call_method1(method, args),
+            Next::Send(data, sent) => self.send_all(py, data, sent),
+        };
+        match result {
+            Ok(result) => Ok(Some(result)),
+            Err(error)
+                if error.is_instance_of::<PyBlockingIOError>(py)
+                    || error.is_instance_of::<PyInterruptedError>(py) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
-        let view = py.get_type::<pyo3::types::PyMemoryView>().call1((data,))?;
-        let bytes = view.call_method1(intern!(py, "cast"), ("B",))?;
-        let rest = pyo3::types::PySlice::new(py, sent as isize, isize::MAX, 1);
-        Ok((intern!(py, "send").clone(), PyTuple::new(py, [bytes.get_item(rest)?])?))
     }
 
-    fn is_complete<'py>(
+    fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
+        self.socket.bind(py).call_method0(intern!(py, "fileno"))?.extract()
+    }
+
+    /// `socket.recv`, past the socket object: no BlockingIOError is made only to be thrown away.
+    fn receive<'py>(&self, py: Python<'py>, size: usize) -> PyResult<Bound<'py, PyAny>> {
+        let fd = self.fileno(py)?;
+        let received: sys::Result<_> = self.event_loop.get().with_read_buffer(py, |buffer| {
+            let received = sys::recv(fd, &mut buffer[..size])?;
+            // SAFETY: the kernel has written `received` bytes to the front of the buffer.
+            let data = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), received) };
+            Ok(PyBytes::new(py, data))
+        });
+        Ok(received?.into_any())
+    }
+
+    /// Sends the rest of the data, as much as the socket takes.
+    fn send_all<'py>(
         &self,
         py: Python<'py>,
-        result: &Bound<'py, PyAny>,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let data = match &self.state.borrow_mut(py).work {
-            Work::Once { .. } => return Ok(Some(result.clone())),
-            Work::SendAll { data, .. } => data.bind(py).clone(),
-        };
-        let total =
-            py.get_type::<pyo3::types::PyMemoryView>().call1((data,))?.getattr(intern!(py, "nbytes"))?;
-        let (total, now): (usize, usize) = (total.extract()?, result.extract()?);
-        match &mut self.state.borrow_mut(py).work {
-            Work::SendAll { sent, .. } => {
-                *sent += now;
-                Ok((*sent >= total).then(|| py.None().into_bound(py)))
+        mut data: Bound<'py, PyAny>,
+        mut sent: usize,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let plain = is_plain_socket(self.socket.bind(py))?;
+        loop {
+            let (now, total) = match (plain, Data::new(&data)) {
+                (true, Ok(bytes)) => {
+                    let bytes = bytes.as_slice();
+                    (sys::send(self.fileno(py)?, &bytes[sent..])?, bytes.len())
+                }
+                // Of any other class, or with an argument that only the socket's own method can refuse.
+                _ => {
+                    let rest = match sent {
+                        0 => data.clone(),
+                        _ => data.get_item(PySlice::new(py, sent as isize, isize::MAX, 1))?,
+                    };
+                    let now = self.socket.bind(py).call_method1(intern!(py, "send"), (rest,))?.extract()?;
+                    (now, PyMemoryView::from(&data)?.getattr(intern!(py, "nbytes"))?.extract()?)
+                }
+            };
+            if sent + now >= total {
+                return Ok(py.None().into_bound(py));
             }
-            Work::Once { .. } => Ok(None),
+            if sent == 0 {
+                // From now on a view, which keeps whoever owns the bytes from resizing them.
+                data = PyMemoryView::from(&data)?.call_method1(intern!(py, "cast"), ("B",))?;
+            }
+            sent += now;
+            let work = Work::SendAll { data: data.clone().unbind(), sent };
+            let old = std::mem::replace(&mut self.state.borrow_mut(py).work, work);
+            drop(old);
         }
     }
 
@@ -303,6 +345,7 @@ impl SocketOperation {
             match &state.work {
                 Work::Once { args, .. } => visit.call(args)?,
                 Work::SendAll { data, .. } => visit.call(data)?,
+                Work::Receive { .. } => {}
             }
             if let Phase::Waiting { waiter, .. } = &state.phase {
                 visit.call(waiter)?;

@@ -26,7 +26,7 @@ use crate::sys;
 use crate::timers::TimerQueue;
 use crate::transport::{Listener, Transport};
 
-pub use services::ReadBuffer;
+pub use services::{READ_SIZE, ReadBuffer};
 
 /// Something to do in this iteration or the next.
 enum Ready {

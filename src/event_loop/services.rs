@@ -13,7 +13,7 @@ use crate::reactor::{Direction, Key, Reactor, Readiness, Trigger};
 use crate::transport::Transport;
 
 /// As much as one read of a stream takes at most: the bound on what one connection gets in an iteration.
-const READ_SIZE: usize = 256 * 1024;
+pub const READ_SIZE: usize = 256 * 1024;
 
 pub type ReadBuffer = Box<[MaybeUninit<u8>]>;
 

@@ -14,6 +14,7 @@ mod socket;
 mod stream;
 
 pub use base::Transport;
+pub use data::Data;
 pub use datagram::DatagramTransport;
 pub use listener::Listener;
 pub use stream::StreamTransport;
