@@ -30,7 +30,7 @@ struct Origin {
 }
 
 /// A scheduled call (asyncio's `Handle`, of which it is an instance in the eyes of `isinstance`).
-#[pyclass(subclass, frozen, weakref, module = "mioloop._core")]
+#[pyclass(subclass, frozen, weakref, freelist = 256, module = "mioloop._core")]
 pub struct Handle {
     event_loop: Py<EventLoop>,
     context: Py<PyAny>,

@@ -92,7 +92,7 @@ def pipe() -> tuple[int, int]:
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
     """Two non-blocking ends of a TCP connection over loopback, whose kernel buffers hold far less than BIG."""
-    left = socket.socket()
+    left = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for sock in (left, listener):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 131_072)
