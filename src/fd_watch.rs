@@ -2,16 +2,16 @@
 
 use std::os::fd::RawFd;
 
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyAttributeError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::event_loop::{EventLoop, Owner};
+use crate::event_loop::{EventLoop, Owner, cancel_stale};
 use crate::handle::Handle;
 use crate::py::{Asyncio, copy_current_context};
-use crate::reactor::{Direction, Reactor, Readiness, Trigger};
+use crate::reactor::{Direction, Key, Reactor, Readiness, Trigger};
 use crate::sys;
 
 /// The callbacks of one descriptor. At least one is there.
@@ -42,6 +42,11 @@ impl FdWatch {
         let reader = pick(readiness.readable, &self.reader);
         let writer = pick(readiness.writable, &self.writer);
         reader.into_iter().chain(writer)
+    }
+
+    /// A handle that was cancelled, and not removed: it would be reported for ever, and never run.
+    pub fn has_cancelled(&self, py: Python<'_>) -> bool {
+        [&self.reader, &self.writer].into_iter().flatten().any(|handle| handle.get().is_cancelled(py))
     }
 
     pub fn into_handles(self) -> impl Iterator<Item = Py<Handle>> {
@@ -151,9 +156,16 @@ pub fn fileno(fd: &Bound<'_, PyAny>) -> PyResult<RawFd> {
     let number = match fd.extract::<RawFd>() {
         Ok(number) => number,
         Err(_) => {
-            let invalid = || PyValueError::new_err(format!("Invalid file object: {}", repr(fd)));
-            let number = fd.call_method0(intern!(py, "fileno")).map_err(|_| invalid())?;
-            number.extract().map_err(|_| invalid())?
+            let number = fd.call_method0(intern!(py, "fileno")).and_then(|number| number.extract());
+            number.map_err(|error| {
+                let expected = error.is_instance_of::<PyAttributeError>(py)
+                    || error.is_instance_of::<PyTypeError>(py)
+                    || error.is_instance_of::<PyValueError>(py);
+                match expected {
+                    true => PyValueError::new_err(format!("Invalid file object: {}", repr(fd))),
+                    false => error,
+                }
+            })?
         }
     };
     if number < 0 {
@@ -208,20 +220,24 @@ fn add(
         handle.trace_origin(py)?;
     }
     let handle = Py::new(py, handle)?;
-    let replaced = this.with_reactor(py, |reactor| put(reactor, fd, side, handle.clone_ref(py)))??;
-    for handle in replaced {
-        handle.call_method0(py, intern!(py, "cancel"))?;
+    match this.with_reactor(py, |reactor| put(reactor, fd, side, handle.clone_ref(py)))?? {
+        Replaced::Handle(old) => drop(old.call_method0(py, intern!(py, "cancel"))?),
+        Replaced::Owner(stale) => cancel_stale(py, Some(stale))?,
+        Replaced::Nothing => {}
     }
     Ok(handle)
 }
 
-/// Registers one side of a descriptor. Returns the handles that will not run any more.
-fn put(
-    reactor: &mut Reactor<Owner>,
-    fd: RawFd,
-    side: Side,
-    handle: Py<Handle>,
-) -> sys::Result<Vec<Py<Handle>>> {
+/// What had the place of a new callback. Given back, because to drop it can run Python code.
+enum Replaced {
+    Nothing,
+    Handle(Py<Handle>),
+    /// All that was registered for another file under the same number.
+    Owner(Owner),
+}
+
+/// Registers one side of a descriptor.
+fn put(reactor: &mut Reactor<Owner>, fd: RawFd, side: Side, handle: Py<Handle>) -> sys::Result<Replaced> {
     let watched = reactor.key_of(fd).and_then(|key| match reactor.owner(key) {
         Some(Owner::Watch(watch)) => Some((key, watch.direction())),
         _ => None,
@@ -239,7 +255,8 @@ fn put(
             result => {
                 result?;
                 if let Some(Owner::Watch(watch)) = reactor.owner_mut(key) {
-                    return Ok(watch.side(side).replace(handle).into_iter().collect());
+                    let old = watch.side(side).replace(handle);
+                    return Ok(old.map_or(Replaced::Nothing, Replaced::Handle));
                 }
             }
         }
@@ -251,10 +268,7 @@ fn put(
         Side::Writer => Direction::Write,
     };
     let (_, stale) = reactor.register(fd, Trigger::Level, direction, Owner::Watch(watch))?;
-    Ok(match stale {
-        Some(Owner::Watch(watch)) => watch.into_handles().collect(),
-        _ => Vec::new(),
-    })
+    Ok(stale.map_or(Replaced::Nothing, Replaced::Owner))
 }
 
 /// Wakes `future` when the descriptor can be read, or written to. Returns the descriptor's number, and the handle to
@@ -320,4 +334,22 @@ fn take(reactor: &mut Reactor<Owner>, fd: RawFd, side: Side) -> Option<Py<Handle
         None => drop(reactor.deregister(key)),
     }
     Some(handle)
+}
+
+/// Takes the cancelled handles of a source out, as if they had been removed.
+pub fn take_cancelled(py: Python<'_>, reactor: &mut Reactor<Owner>, key: Key) -> Vec<Py<Handle>> {
+    let mut taken = Vec::new();
+    let Some(fd) = reactor.fd_of(key) else { return taken };
+    for side in [Side::Reader, Side::Writer] {
+        let is_cancelled = match reactor.owner_mut(key) {
+            Some(Owner::Watch(watch)) => {
+                watch.side(side).as_ref().is_some_and(|handle| handle.get().is_cancelled(py))
+            }
+            _ => false,
+        };
+        if is_cancelled {
+            taken.extend(take(reactor, fd, side));
+        }
+    }
+    taken
 }

@@ -76,10 +76,31 @@ impl ReturnSignal {
     }
 }
 
+/// A callback is on; over when this is dropped, also by a panic.
+struct Running<'a>(&'a AtomicU64, &'a ReturnSignal);
+
+impl<'a> Running<'a> {
+    fn enter(running_in: &'a AtomicU64, signal: &'a ReturnSignal) -> Self {
+        running_in.store(this_thread(), SeqCst);
+        Running(running_in, signal)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.store(NO_THREAD, SeqCst);
+        self.1.tell();
+    }
+}
+
 impl Handle {
-    /// The handle of a call from any thread.
-    pub fn guarded(self) -> Self {
-        Handle { running_in: Some(AtomicU64::new(NO_THREAD)), ..self }
+    /// The handle of a call from any thread. (Before 3.14 asyncio's are no different from others, and a callback may
+    /// wait for a thread that cancels it.)
+    pub fn guarded(self, py: Python<'_>) -> Self {
+        match py.version_info() >= (3, 14) {
+            true => Handle { running_in: Some(AtomicU64::new(NO_THREAD)), ..self },
+            false => self,
+        }
     }
 
     pub fn new(
@@ -110,11 +131,8 @@ impl Handle {
         let this = slf.get();
         let Some((callback, args)) = this.callback_and_args(slf.py()) else { return Ok(()) };
         let Some(running_in) = &this.running_in else { return this.invoke(slf, &callback, &args) };
-        running_in.store(this_thread(), SeqCst);
-        let result = this.invoke(slf, &callback, &args);
-        running_in.store(NO_THREAD, SeqCst);
-        this.event_loop.get().return_signal().tell();
-        result
+        let _running = Running::enter(running_in, this.event_loop.get().return_signal());
+        this.invoke(slf, &callback, &args)
     }
 
     fn invoke(
@@ -180,20 +198,30 @@ impl Handle {
         Asyncio::get(py)?.format_callback_source.bind(py).call((callback, args), Some(&options))?.extract()
     }
 
-    fn name(&self, py: Python<'_>) -> &'static str {
-        match self.running_in.is_some() && py.version_info() >= (3, 14) {
+    fn name(&self) -> &'static str {
+        match self.running_in.is_some() {
             true => "_ThreadSafeHandle",
             false => "Handle",
         }
     }
 
     fn describe(&self, py: Python<'_>, name: &str, when: Option<&str>) -> PyResult<String> {
-        if let Some(repr) = self.saved_repr(py) {
-            return repr.extract(py);
+        match self.saved_repr(py) {
+            Some(repr) => repr.extract(py),
+            None => self.describe_call(py, name, when, self.callback_and_args(py), self.is_cancelled(py)),
         }
+    }
+
+    fn describe_call(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        when: Option<&str>,
+        call: Option<(Bound<'_, PyAny>, Bound<'_, PyTuple>)>,
+        cancelled: bool,
+    ) -> PyResult<String> {
         let mut parts = vec![name.to_owned()];
-        let call = self.callback_and_args(py);
-        if call.is_none() {
+        if cancelled {
             parts.push("cancelled".to_owned());
         }
         if let Some(when) = when {
@@ -214,17 +242,17 @@ impl Handle {
         origin.as_ref().and_then(|origin| origin.repr.as_ref()).map(|repr| repr.clone_ref(py))
     }
 
-    /// Empties the handle; in debug mode the picture of what it was stays.
-    fn cancel_with(&self, py: Python<'_>, describe: impl FnOnce() -> PyResult<String>) -> PyResult<()> {
-        if self.is_cancelled(py) {
-            return Ok(());
-        }
-        if self.event_loop.get().is_debug(py) {
-            // Kept for the report of a slow callback that cancels its own handle.
-            let repr = PyString::new(py, &describe()?.replacen(' ', " cancelled ", 1)).unbind();
+    /// Empties the handle; in debug mode the picture of what it was stays, for the report of a slow callback that
+    /// cancels its own handle.
+    fn cancel_with(&self, py: Python<'_>, name: &str, when: Option<&str>) -> PyResult<()> {
+        let call = self.callback_and_args(py);
+        // Before anything else: to describe a callback runs code of the user's, which may fail.
+        drop(self.call.replace(py, None));
+        if call.is_some() && self.event_loop.get().is_debug(py) {
+            let text = self.describe_call(py, name, when, call, true)?;
+            let repr = PyString::new(py, &text).unbind();
             self.origin.borrow_mut(py).get_or_insert_default().repr = Some(repr);
         }
-        drop(self.call.replace(py, None));
         Ok(())
     }
 }
@@ -235,7 +263,7 @@ impl Handle {
     fn cancel(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         this.wait_until_returned(py);
-        this.cancel_with(py, || this.describe(py, this.name(py), None))
+        this.cancel_with(py, this.name(), None)
     }
 
     /// Whether the call was cancelled.
@@ -292,7 +320,7 @@ impl Handle {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        self.describe(py, self.name(py), None)
+        self.describe(py, self.name(), None)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -349,11 +377,14 @@ impl TimerHandle {
     /// Cancels the call, unless it has run, and lets go of the callback and its arguments at once.
     fn cancel(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, handle) = (slf.py(), slf.as_super().get());
-        handle.cancel_with(py, || slf.get().describe(slf))?;
         if let Some(key) = slf.get().key.replace(py, None) {
             handle.event_loop.get().cancel_timer(py, key);
         }
-        Ok(())
+        let when = match handle.event_loop.get().is_debug(py) {
+            true => Some(slf.get().when(py).str()?.to_string()),
+            false => None,
+        };
+        handle.cancel_with(py, "TimerHandle", when.as_deref())
     }
 
     /// The time at which the call is due, in seconds of the loop's clock (`loop.time()`).

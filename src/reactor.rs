@@ -33,10 +33,13 @@ pub struct Readiness {
     pub writable: bool,
     /// The peer will send no more (or the connection is gone): reading will find the end of the stream.
     pub read_closed: bool,
+    /// Urgent data is under way: a read stops short before it.
+    pub urgent: bool,
 }
 
 impl Readiness {
-    pub const NONE: Readiness = Readiness { readable: false, writable: false, read_closed: false };
+    pub const NONE: Readiness =
+        Readiness { readable: false, writable: false, read_closed: false, urgent: false };
     pub const READABLE: Readiness = Readiness { readable: true, ..Readiness::NONE };
     pub const WRITABLE: Readiness = Readiness { writable: true, ..Readiness::NONE };
 
@@ -44,6 +47,7 @@ impl Readiness {
         self.readable |= other.readable;
         self.writable |= other.writable;
         self.read_closed |= other.read_closed;
+        self.urgent |= other.urgent;
     }
 
     fn of(event: &mio::event::Event) -> Readiness {
@@ -54,9 +58,15 @@ impl Readiness {
             readable: event.is_readable() || event.is_read_closed() || gone,
             writable: event.is_writable() || event.is_write_closed() || gone,
             read_closed: event.is_read_closed() || gone,
+            urgent: event.is_priority(),
         }
     }
 }
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const READABLE: Interest = Interest::READABLE.add(Interest::PRIORITY);
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const READABLE: Interest = Interest::READABLE;
 
 /// Which directions a registration asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,9 +88,9 @@ impl Direction {
 
     fn interest(self) -> Interest {
         match self {
-            Direction::Read => Interest::READABLE,
+            Direction::Read => READABLE,
             Direction::Write => Interest::WRITABLE,
-            Direction::Both => Interest::READABLE | Interest::WRITABLE,
+            Direction::Both => READABLE.add(Interest::WRITABLE),
         }
     }
 }
@@ -114,6 +124,8 @@ struct Source<T> {
     fd: RawFd,
     trigger: Trigger,
     direction: Direction,
+    /// What has been told of it and not been looked at yet.
+    ready: Readiness,
     owner: T,
 }
 
@@ -176,7 +188,7 @@ impl<T> Reactor<T> {
         }
         // One generation is never given out: the waker's token has it.
         self.next_generation = if generation + 1 == u32::MAX { 0 } else { generation + 1 };
-        self.sources.insert(Source { generation, fd, trigger, direction, owner });
+        self.sources.insert(Source { generation, fd, trigger, direction, ready: Readiness::NONE, owner });
         let stale = self.by_fd.insert(fd, key).and_then(|old| self.forget(old));
         Ok((key, stale))
     }
@@ -217,6 +229,10 @@ impl<T> Reactor<T> {
         self.by_fd.get(&fd).copied()
     }
 
+    pub fn fd_of(&self, key: Key) -> Option<RawFd> {
+        self.get_source(key).map(|source| source.fd)
+    }
+
     pub fn owner(&self, key: Key) -> Option<&T> {
         self.get_source(key).map(|source| &source.owner)
     }
@@ -224,6 +240,28 @@ impl<T> Reactor<T> {
     pub fn owner_mut(&mut self, key: Key) -> Option<&mut T> {
         let source = self.sources.get_mut(key.slot as usize)?;
         (source.generation == key.generation).then_some(&mut source.owner)
+    }
+
+    /// Notes that a source is ready. Says whether it was not before: then it wants a turn.
+    pub fn mark_ready(&mut self, key: Key, ready: Readiness) -> bool {
+        match self.sources.get_mut(key.slot as usize).filter(|source| source.generation == key.generation) {
+            Some(source) => {
+                let first = source.ready == Readiness::NONE;
+                source.ready.merge(ready);
+                first && source.ready != Readiness::NONE
+            }
+            None => false,
+        }
+    }
+
+    /// What was noted of a source, whose turn it is.
+    pub fn take_ready(&mut self, key: Key) -> Option<(&T, Readiness)> {
+        let source = self.sources.get_mut(key.slot as usize)?;
+        if source.generation != key.generation {
+            return None;
+        }
+        let ready = std::mem::replace(&mut source.ready, Readiness::NONE);
+        Some((&source.owner, ready))
     }
 
     pub fn owners(&self) -> impl Iterator<Item = &T> {

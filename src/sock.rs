@@ -8,18 +8,16 @@
 
 use std::os::fd::RawFd;
 
-use pyo3::exceptions::{
-    PyBlockingIOError, PyInterruptedError, PyRuntimeError, PyStopIteration, PyTypeError, PyValueError,
-};
+use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyStopIteration, PyTypeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyMemoryView, PySlice, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyMemoryView, PySlice, PyString, PyTuple, PyType};
 
 use crate::event_loop::{EventLoop, READ_SIZE};
 use crate::fd_watch;
 use crate::handle::Handle;
-use crate::py::{Asyncio, AttachedCell};
+use crate::py::{Asyncio, AttachedCell, would_block};
 use crate::sys;
 use crate::transport::Data;
 
@@ -100,9 +98,9 @@ impl EventLoop {
         slf: &Bound<'_, Self>,
         sock: Py<PyAny>,
         buf: &Bound<'_, PyAny>,
-        nbytes: usize,
+        nbytes: i64,
     ) -> PyResult<SocketOperation> {
-        let nbytes = if nbytes == 0 { buf.len()? } else { nbytes };
+        let nbytes = if nbytes == 0 { buf.len()? as i64 } else { nbytes };
         once(slf, sock, "sock_recvfrom_into", "recvfrom_into", (buf, nbytes), false)
     }
 
@@ -206,12 +204,7 @@ impl SocketOperation {
         };
         match result {
             Ok(result) => Ok(Some(result)),
-            Err(error)
-                if error.is_instance_of::<PyBlockingIOError>(py)
-                    || error.is_instance_of::<PyInterruptedError>(py) =>
-            {
-                Ok(None)
-            }
+            Err(error) if would_block(py, &error) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -244,7 +237,9 @@ impl SocketOperation {
             let (now, total) = match (plain, Data::new(&data)) {
                 (true, Ok(bytes)) => {
                     let bytes = bytes.as_slice();
-                    (sys::send(self.fileno(py)?, &bytes[sent..])?, bytes.len())
+                    // It may have shrunk, if its owner did not keep to the rules of buffers.
+                    let rest = bytes.get(sent..).unwrap_or_default();
+                    (sys::send(self.fileno(py)?, rest)?, bytes.len())
                 }
                 // Of any other class, or with an argument that only the socket's own method can refuse.
                 _ => {
@@ -326,7 +321,13 @@ impl SocketOperation {
         _traceback: Option<Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         self.finish(py)?;
-        Err(PyErr::from_value(value.unwrap_or(exc)))
+        Err(match (exc.cast::<PyType>(), value) {
+            (Ok(class), None) => PyErr::from_type(class.clone(), ()),
+            (Ok(class), Some(value)) if !value.is_instance_of::<PyBaseException>() => {
+                PyErr::from_type(class.clone(), (value.unbind(),))
+            }
+            (_, value) => PyErr::from_value(value.unwrap_or(exc)),
+        })
     }
 
     /// As of a coroutine: gives the operation up.

@@ -10,9 +10,12 @@ has a hook that rests on nothing but `add_reader` and `add_writer`, that very fu
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import os
 import socket
 import sys
+import threading
 import weakref
 from asyncio import base_events, sslproto, unix_events
 from collections.abc import Callable
@@ -69,9 +72,11 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
             raise RuntimeError("Cannot close a running event loop")
         if self.is_closed():
             return
-        self._signals.close()
         super().close()
-        self._release()
+        try:
+            self._signals.close()
+        finally:
+            self._release()
 
     # Signals.
 
@@ -248,3 +253,26 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _park_other_threads() -> None:
+    """The interpreter ends; loops still running are in daemon threads.
+
+    Before 3.14 it ends such a thread by unwinding it as soon as that wants to run Python code, and a stack
+    with Rust frames on it can't be unwound so: the process would abort. So each is put to sleep first.
+    """
+    for loop in list(_loops):
+        if loop._thread_id not in (None, threading.get_ident()):
+            asleep = threading.Event()
+            with contextlib.suppress(RuntimeError):  # Closed meanwhile.
+                loop.call_soon_threadsafe(_sleep_for_good, asleep)
+                asleep.wait(1)
+
+
+def _sleep_for_good(asleep: threading.Event) -> None:
+    asleep.set()
+    threading.Event().wait()
+
+
+if sys.version_info < (3, 14):
+    atexit.register(_park_other_threads)

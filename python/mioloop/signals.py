@@ -9,11 +9,13 @@ socket which the loop reads, and that ends the sleep whatever the race.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import errno
 import inspect
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +38,9 @@ class Signals:
 
     def begin_run(self) -> None:
         """Take the wakeup descriptor, if this is the main thread."""
-        try:
+        with contextlib.suppress(ValueError):
             self._take_wakeup()
-        except ValueError:
-            return
-        finally:
-            self._runs += 1
+        self._runs += 1
 
     def end_run(self) -> None:
         """Give the wakeup descriptor back, unless a signal between two runs would be lost for a handler."""
@@ -127,13 +126,13 @@ class Signals:
             return
         assert self._sockets is not None
         try:
-            current = signal.set_wakeup_fd(self._displaced, warn_on_full_buffer=False)
+            current = _put_wakeup(self._displaced)
         except ValueError:
             # A loop of the main thread, closed in another: that thread alone could do it.
             return
         if current != self._sockets[1].fileno():
             # Somebody has put theirs in the place of ours meanwhile; it is theirs to take away.
-            signal.set_wakeup_fd(current, warn_on_full_buffer=False)
+            _put_wakeup(current)
         self._displaced = None
 
     def _read(self) -> None:
@@ -147,6 +146,19 @@ class Signals:
             if (handler := self._handlers.get(number)) is not None:
                 callback, args, context = handler
                 self._loop.call_soon(callback, *args, context=context)
+
+
+def _put_wakeup(fd: int) -> int:
+    """Make `fd` the wakeup descriptor again, or none if it is closed by now; return the one before."""
+    try:
+        return signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+    except OSError:
+        return signal.set_wakeup_fd(-1)
+    except ValueError:
+        # What it says of a closed descriptor on some systems, and outside the main thread everywhere.
+        if threading.current_thread() is not threading.main_thread():
+            raise
+        return signal.set_wakeup_fd(-1)
 
 
 def _ignore(sig: int, frame: Any) -> None:

@@ -21,18 +21,18 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 use crate::fd_watch::FdWatch;
 use crate::handle::{Handle, ReturnSignal, TimerHandle};
 use crate::py::AttachedCell;
-use crate::reactor::{Key, Poller, Reactor, Readiness};
+use crate::reactor::{Key, Poller, Reactor};
 use crate::sys;
 use crate::timers::TimerQueue;
 use crate::transport::{Listener, Transport};
 
-pub use services::{READ_SIZE, ReadBuffer};
+pub use services::{READ_SIZE, ReadBuffer, cancel_stale};
 
 /// Something to do in this iteration or the next.
 enum Ready {
     Call(Py<Handle>),
     /// A registered source that can be read or written.
-    Source(Key, Readiness),
+    Source(Key),
     /// A transport whose protocol has been told of the connection, and that may read from now on.
     Start(Py<Transport>),
 }
@@ -45,6 +45,15 @@ pub enum Owner {
 }
 
 impl Owner {
+    /// Another reference to the same transport or listener; a watch has one owner only.
+    fn shared(&self, py: Python<'_>) -> Option<Owner> {
+        match self {
+            Owner::Watch(_) => None,
+            Owner::Transport(transport) => Some(Owner::Transport(transport.clone_ref(py))),
+            Owner::Listener(listener) => Some(Owner::Listener(listener.clone_ref(py))),
+        }
+    }
+
     fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         match self {
             Owner::Watch(watch) => watch.traverse(visit),
@@ -250,7 +259,7 @@ impl EventLoop {
         let handles: Vec<Py<Handle>> = (self.ready.borrow_mut(py).iter())
             .filter_map(|ready| match ready {
                 Ready::Call(handle) => Some(handle.clone_ref(py)),
-                Ready::Source(..) | Ready::Start(_) => None,
+                Ready::Source(_) | Ready::Start(_) => None,
             })
             .collect();
         PyList::new(py, handles)
@@ -278,7 +287,7 @@ impl EventLoop {
                 match item {
                     Ready::Call(handle) => visit.call(handle)?,
                     Ready::Start(transport) => visit.call(transport)?,
-                    Ready::Source(..) => {}
+                    Ready::Source(_) => {}
                 }
             }
         }

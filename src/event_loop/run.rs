@@ -19,6 +19,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::{EventLoop, Owner, Ready};
+use crate::fd_watch;
 use crate::handle::Handle;
 use crate::py::{Asyncio, is_fatal};
 use crate::reactor::{Key, Readiness};
@@ -131,22 +132,33 @@ impl EventLoop {
     }
 
     fn queue_events(&self, py: Python<'_>, events: impl Iterator<Item = (Key, Readiness)>) {
-        let reactor = self.reactor.borrow_mut(py);
-        let Some(reactor) = reactor.as_ref() else { return };
-        let mut ready = self.ready.borrow_mut(py);
-        for (key, readiness) in events {
-            match reactor.owner(key) {
-                // The registration is over; the kernel had the event already.
-                None => {}
-                // The handles are queued, not the source: cancelling them until they run must do.
-                Some(Owner::Watch(watch)) => {
-                    ready.extend(watch.ready_handles(py, readiness).map(Ready::Call))
-                }
-                Some(Owner::Transport(_) | Owner::Listener(_)) => {
-                    ready.push_back(Ready::Source(key, readiness))
+        let mut cancelled = Vec::new();
+        {
+            let mut reactor = self.reactor.borrow_mut(py);
+            let Some(reactor) = reactor.as_mut() else { return };
+            let mut ready = self.ready.borrow_mut(py);
+            for (key, readiness) in events {
+                match reactor.owner(key) {
+                    // The registration is over; the kernel had the event already.
+                    None => {}
+                    // The handles are queued, not the source: cancelling them until they run must do.
+                    Some(Owner::Watch(watch)) => {
+                        if watch.has_cancelled(py) {
+                            cancelled.extend(fd_watch::take_cancelled(py, reactor, key));
+                        }
+                        if let Some(Owner::Watch(watch)) = reactor.owner(key) {
+                            ready.extend(watch.ready_handles(py, readiness).map(Ready::Call));
+                        }
+                    }
+                    Some(Owner::Transport(_) | Owner::Listener(_)) => {
+                        let first = reactor.mark_ready(key, readiness);
+                        ready.extend(first.then_some(Ready::Source(key)));
+                    }
                 }
             }
         }
+        // Dropped where Python code may run.
+        drop(cancelled);
     }
 
     fn queue_due_timers(&self, py: Python<'_>, end: f64) {
@@ -164,10 +176,10 @@ impl EventLoop {
         let result = match item {
             Ready::Call(handle) => return Handle::run(handle.bind(py)),
             Ready::Start(transport) => Transport::start_reading(transport.bind(py)),
-            Ready::Source(key, readiness) => match slf.get().source(py, key) {
-                Some(Owner::Transport(transport)) => Transport::on_ready(transport.bind(py), readiness),
-                Some(Owner::Listener(listener)) => Listener::on_ready(listener.bind(py)),
-                Some(Owner::Watch(_)) | None => Ok(()),
+            Ready::Source(key) => match slf.get().take_ready(py, key) {
+                Some((Owner::Transport(transport), ready)) => Transport::on_ready(transport.bind(py), ready),
+                Some((Owner::Listener(listener), _)) => Listener::on_ready(listener.bind(py)),
+                Some((Owner::Watch(_), _)) | None => Ok(()),
             },
         };
         match result {
@@ -181,13 +193,14 @@ impl EventLoop {
         }
     }
 
+    fn take_ready(&self, py: Python<'_>, key: Key) -> Option<(Owner, Readiness)> {
+        let mut reactor = self.reactor.borrow_mut(py);
+        let (owner, ready) = reactor.as_mut()?.take_ready(key)?;
+        Some((owner.shared(py)?, ready))
+    }
+
     fn source(&self, py: Python<'_>, key: Key) -> Option<Owner> {
-        let reactor = self.reactor.borrow_mut(py);
-        match reactor.as_ref()?.owner(key)? {
-            Owner::Transport(transport) => Some(Owner::Transport(transport.clone_ref(py))),
-            Owner::Listener(listener) => Some(Owner::Listener(listener.clone_ref(py))),
-            Owner::Watch(_) => None,
-        }
+        self.reactor.borrow_mut(py).as_ref()?.owner(key)?.shared(py)
     }
 
     /// Debug mode: tells of callbacks that hold the loop up for longer than `slow_callback_duration`.
@@ -197,7 +210,7 @@ impl EventLoop {
             Ready::Call(handle) if handle.get().is_cancelled(py) => return Ok(()),
             Ready::Call(handle) => handle.clone_ref(py).into_any(),
             Ready::Start(transport) => transport.clone_ref(py).into_any(),
-            Ready::Source(key, _) => match slf.get().source(py, *key) {
+            Ready::Source(key) => match slf.get().source(py, *key) {
                 Some(Owner::Transport(transport)) => transport.into_any(),
                 Some(Owner::Listener(listener)) => listener.into_any(),
                 Some(Owner::Watch(_)) | None => return Ok(()),

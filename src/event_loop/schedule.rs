@@ -55,7 +55,7 @@ impl EventLoop {
             check_callback(slf, &callback, "call_soon_threadsafe")?;
         }
         let handle = Self::new_handle(slf, callback, args, context)?;
-        let handle = Py::new(py, handle.guarded())?;
+        let handle = Py::new(py, handle.guarded(py))?;
         this.push_incoming(handle.clone_ref(py));
         this.wake()?;
         Ok(handle)

@@ -42,7 +42,13 @@ impl EventLoop {
 
     /// Gives a source another turn in the next iteration: it stopped before it was drained.
     pub fn schedule_source(&self, py: Python<'_>, key: Key, readiness: Readiness) {
-        self.push_ready(py, Ready::Source(key, readiness));
+        let first = match self.reactor.borrow_mut(py).as_mut() {
+            Some(reactor) => reactor.mark_ready(key, readiness),
+            None => false,
+        };
+        if first {
+            self.push_ready(py, Ready::Source(key));
+        }
     }
 
     /// Runs something on the reactor; a closed loop has none.

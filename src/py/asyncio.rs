@@ -1,6 +1,6 @@
 //! What the core uses of asyncio and the standard library, looked up once.
 
-use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
+use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyKeyboardInterrupt, PySystemExit};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -13,6 +13,7 @@ pub struct Asyncio {
     pub timer_handle: Py<PyType>,
     /// The class of every writable transport of asyncio's, by which it knows its own.
     pub transport: Py<PyType>,
+    pub datagram_transport: Py<PyType>,
     pub buffered_protocol: Py<PyAny>,
     pub transport_socket: Py<PyAny>,
     pub socket: Py<PyType>,
@@ -39,6 +40,7 @@ impl Asyncio {
                     .or_else(|_| class("asyncio.events", "Handle"))?,
                 timer_handle: class("asyncio.events", "TimerHandle")?,
                 transport: class("asyncio.transports", "_FlowControlMixin")?,
+                datagram_transport: class("asyncio.transports", "DatagramTransport")?,
                 buffered_protocol: attribute("asyncio.protocols", "BufferedProtocol")?,
                 transport_socket: attribute("asyncio.trsock", "TransportSocket")?,
                 socket: class("socket", "socket")?,
@@ -52,6 +54,13 @@ impl Asyncio {
             })
         })
     }
+}
+
+/// Whether a system call wants to be made again later. (Asked of the exception itself: on 3.11 pyo3 goes by the type
+/// that was raised, which is OSError, and not by the subclass that errno makes of it.)
+pub fn would_block(py: Python<'_>, error: &PyErr) -> bool {
+    let error = error.value(py);
+    error.is_instance_of::<PyBlockingIOError>() || error.is_instance_of::<PyInterruptedError>()
 }
 
 /// Whether an exception leaves the loop instead of being handled in it: asyncio lets these two through everywhere.

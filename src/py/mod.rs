@@ -4,6 +4,6 @@ mod asyncio;
 mod call;
 mod cell;
 
-pub use asyncio::{Asyncio, is_fatal};
+pub use asyncio::{Asyncio, is_fatal, would_block};
 pub use call::{copy_current_context, in_context};
 pub use cell::AttachedCell;

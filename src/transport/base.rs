@@ -16,7 +16,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
-use super::flow::{FlowControl, Signal};
+use super::flow::{self, FlowControl, Signal};
 use super::socket::{self, Names, Socket};
 use super::{DatagramTransport, StreamTransport};
 use crate::event_loop::{EventLoop, Owner};
@@ -30,7 +30,7 @@ pub(super) struct Protocol {
 }
 
 impl Protocol {
-    fn new(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+    pub fn new(object: &Bound<'_, PyAny>) -> PyResult<Self> {
         let buffered = object.is_instance(Asyncio::get(object.py())?.buffered_protocol.bind(object.py()))?;
         Ok(Protocol { object: object.clone().unbind(), buffered })
     }
@@ -43,7 +43,7 @@ pub(super) struct State {
     pub names: Option<Box<Names>>,
     /// What `get_extra_info` has told, or was given.
     pub extra: Option<Py<PyDict>>,
-    /// The registration, once there is one, and what it asks for.
+    /// The registration and what it asks for; none while `sendfile` has the descriptor, and none at the end.
     pub registration: Option<(Key, Direction)>,
 
     // Reading.
@@ -52,6 +52,8 @@ pub(super) struct State {
     pub readable: bool,
     pub read_closed: bool,
     pub at_eof: bool,
+    /// A read that fills less than its buffer has drained the socket.
+    pub short_read_drains: bool,
 
     // Writing.
     /// How many bytes wait to be sent.
@@ -88,7 +90,9 @@ pub(super) struct Parts<'py> {
     pub event_loop: Bound<'py, EventLoop>,
     pub socket: Socket,
     pub names: Option<Names>,
-    pub protocol: Bound<'py, PyAny>,
+    /// A byte stream without marks in it: no datagrams, and no descriptors that travel with the bytes.
+    pub plain_stream: bool,
+    pub protocol: Protocol,
     pub extra: Option<Py<PyDict>>,
     pub context: Py<PyAny>,
 }
@@ -102,7 +106,7 @@ impl Transport {
             context: parts.context,
             state: AttachedCell::new(State {
                 socket: parts.socket,
-                protocol: Some(Protocol::new(&parts.protocol)?),
+                protocol: Some(parts.protocol),
                 server: None,
                 names: parts.names.map(Box::new),
                 extra: parts.extra,
@@ -112,6 +116,7 @@ impl Transport {
                 readable: false,
                 read_closed: false,
                 at_eof: false,
+                short_read_drains: parts.plain_stream,
                 pending: 0,
                 flow: FlowControl::new(),
                 closing: false,
@@ -121,11 +126,13 @@ impl Transport {
     }
 
     /// Starts a new transport's life. The order is asyncio's: the protocol learns of the connection, then reading
-    /// starts, then whoever waits for the transport is told.
+    /// starts, then whoever waits for the transport is told. The descriptor is registered at once, so that nobody else
+    /// takes it meanwhile.
     pub(super) fn begin(slf: &Bound<'_, Self>, waiter: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         let event_loop = this.event_loop.bind(py);
         let Some(protocol) = this.protocol(py) else { return Ok(()) };
+        Self::watch(slf, Direction::Read)?;
         let connection_made = protocol.getattr(intern!(py, "connection_made"))?;
         EventLoop::schedule(event_loop, connection_made, PyTuple::new(py, [slf])?, &this.context)?;
         event_loop.get().schedule_start(py, slf.clone().unbind());
@@ -137,36 +144,21 @@ impl Transport {
         Ok(())
     }
 
-    /// The protocol knows the connection: data may come.
+    /// The protocol knows the connection: data may come, or has come already.
     pub fn start_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        let registration = {
-            let mut state = this.state.borrow_mut(py);
-            if state.closing {
-                return Ok(());
-            }
-            state.started = true;
-            state.registration
-        };
-        match registration {
-            Some((_, Direction::Both | Direction::Read)) => Ok(()),
-            // A write that had to wait has registered it already.
-            Some((_, Direction::Write)) => Self::watch(slf, Direction::Both),
-            None => Self::watch(slf, Direction::Read),
-        }
+        this.state.borrow_mut(py).started = true;
+        this.read_on(py);
+        Ok(())
     }
 
     /// Asks the poller to tell when the socket takes data again. That stays asked for: an edge costs nothing until it
     /// comes.
     pub(super) fn watch_writable(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (registration, started) = {
-            let state = slf.get().state.borrow_mut(slf.py());
-            (state.registration, state.started)
-        };
+        let registration = slf.get().state.borrow_mut(slf.py()).registration;
         match registration {
             Some((_, Direction::Both | Direction::Write)) => Ok(()),
-            Some((_, Direction::Read)) => Self::watch(slf, Direction::Both),
-            None => Self::watch(slf, if started { Direction::Both } else { Direction::Write }),
+            Some((_, Direction::Read)) | None => Self::watch(slf, Direction::Both),
         }
     }
 
@@ -193,23 +185,26 @@ impl Transport {
             let mut state = slf.get().state.borrow_mut(slf.py());
             state.readable |= readiness.readable;
             state.read_closed |= readiness.read_closed;
+            state.short_read_drains &= !readiness.urgent;
         }
+        let (mut read, mut written) = (Ok(()), Ok(()));
+        // Each half has its turn, whatever the other one raises: the poller will not tell again.
         if let Ok(stream) = slf.cast::<StreamTransport>() {
             if readiness.readable {
-                StreamTransport::read_ready(stream)?;
+                read = StreamTransport::read_ready(stream);
             }
             if readiness.writable {
-                StreamTransport::write_ready(stream)?;
+                written = StreamTransport::write_ready(stream);
             }
         } else if let Ok(datagram) = slf.cast::<DatagramTransport>() {
             if readiness.readable {
-                DatagramTransport::read_ready(datagram)?;
+                read = DatagramTransport::read_ready(datagram);
             }
             if readiness.writable {
-                DatagramTransport::write_ready(datagram)?;
+                written = DatagramTransport::write_ready(datagram);
             }
         }
-        Ok(())
+        read.and(written)
     }
 
     /// Schedules another read if one is due: the poller will not tell a second time.
@@ -385,7 +380,13 @@ impl Transport {
     /// resumes when no more than `low` are (a quarter of `high` by default). Raises ValueError unless
     /// high >= low >= 0. As `asyncio.WriteTransport.set_write_buffer_limits`.
     #[pyo3(signature = (high=None, low=None))]
-    fn set_write_buffer_limits(slf: &Bound<'_, Self>, high: Option<i64>, low: Option<i64>) -> PyResult<()> {
+    fn set_write_buffer_limits(
+        slf: &Bound<'_, Self>,
+        high: Option<Bound<'_, PyAny>>,
+        low: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let high = high.as_ref().map(flow::limit).transpose()?;
+        let low = low.as_ref().map(flow::limit).transpose()?;
         slf.get().state.borrow_mut(slf.py()).flow.set_limits(high, low)?;
         Self::grown(slf)
     }
@@ -441,9 +442,8 @@ impl Transport {
             if let Some(protocol) = &state.protocol {
                 visit.call(&protocol.object)?;
             }
-            if let Socket::Python(socket) = &state.socket {
-                visit.call(socket)?;
-            }
+            // Not the socket: it refers to nothing, and `Drop` has to find it whole, which it would not be if the
+            // collector knew it for garbage too.
             visit.call(&state.server)?;
             visit.call(&state.extra)?;
         }
@@ -470,11 +470,7 @@ impl EventLoop {
         if let Some((key, _)) = registration {
             self.deregister(py, key);
         }
-        let (started, closed) = {
-            let state = this.state.borrow_mut(py);
-            (state.started, state.socket.is_closed())
-        };
-        match lend || !started || closed {
+        match lend || this.state.borrow_mut(py).socket.is_closed() {
             true => Ok(()),
             // A registration tells at once what has become ready meanwhile.
             false => Transport::watch(transport, Direction::Both),

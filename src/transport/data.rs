@@ -17,10 +17,16 @@ impl<'py> Data<'py> {
     /// Any C-contiguous buffer will do, as for `socket.send`. asyncio takes bytes, bytearray and memoryview only, and
     /// its TypeError is raised for what is no buffer at all.
     pub fn new(object: &Bound<'py, PyAny>) -> PyResult<Self> {
-        if let Ok(bytes) = object.cast::<PyBytes>() {
+        // Of a subclass, whose instances may do anything when they are dropped, only the buffer is used.
+        if let Ok(bytes) = object.cast_exact::<PyBytes>() {
             return Ok(Data::Bytes(bytes.clone()));
         }
-        let buffer = PyUntypedBuffer::get(object).map_err(|_| Self::type_error(object))?;
+        let buffer = PyUntypedBuffer::get(object).map_err(|error| {
+            match error.is_instance_of::<PyTypeError>(object.py()) {
+                true => Self::type_error(object),
+                false => error,
+            }
+        })?;
         if !buffer.is_c_contiguous() {
             return Err(PyBufferError::new_err("memoryview: underlying buffer is not C-contiguous"));
         }

@@ -7,17 +7,17 @@
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 
-use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyOSError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView, PyTuple};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView, PyTuple, PyType};
 
 use super::address;
-use super::base::{Parts, Transport};
+use super::base::{Parts, Protocol, Transport};
 use super::socket::{self, Socket};
 use crate::event_loop::EventLoop;
-use crate::py::{AttachedCell, copy_current_context, is_fatal};
+use crate::py::{Asyncio, AttachedCell, copy_current_context, is_fatal, would_block};
 use crate::sys::{self, SocketAddress};
 
 /// How many datagrams a socket may receive before the others have their turn.
@@ -74,11 +74,12 @@ impl EventLoop {
         let transport = Transport::new(Parts {
             name: "DatagramTransport",
             event_loop: slf.clone(),
-            socket: Socket::Python(sock.clone().unbind()),
             names: None,
-            protocol: protocol.clone(),
+            plain_stream: false,
+            protocol: Protocol::new(protocol)?,
             extra: Some(extra),
             context: copy_current_context(py)?,
+            socket: Socket::hold(sock)?,
         })?;
         let slf = Bound::new(py, PyClassInitializer::from(transport).add_subclass(datagram))?;
         Transport::begin(slf.as_super(), waiter)?;
@@ -109,18 +110,19 @@ impl DatagramTransport {
             return Err(PyTypeError::new_err(message));
         }
         let target = this.target(py, addr)?;
-        if this.remote.is_some() && base.get().is_lost(py)? {
+        let gone = this.remote.is_some() || base.get().state.borrow_mut(py).socket.is_closed();
+        if gone && base.get().is_lost(py)? {
             return Ok(());
         }
         // Copied: the program may reuse its buffer at once.
-        let data = match data.cast::<PyBytes>() {
+        let data = match data.cast_exact::<PyBytes>() {
             Ok(bytes) => bytes.clone(),
             Err(_) => py.get_type::<PyBytes>().call1((data,))?.cast_into()?,
         };
         if this.queue.borrow_mut(py).is_empty() {
             match this.send(base.get(), &data, target.as_ref()) {
                 Ok(()) => return Ok(()),
-                Err(error) if is_blocking(py, &error) => Transport::watch_writable(base)?,
+                Err(error) if would_block(py, &error) => Transport::watch_writable(base)?,
                 Err(error) => return Self::send_failed(slf, error),
             }
         }
@@ -130,8 +132,23 @@ impl DatagramTransport {
         Transport::grown(base)
     }
 
+    #[getter(__class__)]
+    fn class(&self, py: Python<'_>) -> PyResult<Py<PyType>> {
+        Ok(Asyncio::get(py)?.datagram_transport.clone_ref(py))
+    }
+
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.remote)?;
+        if let Ok(last) = self.last_target.borrow_for_traverse() {
+            if let Some((target, _)) = last.as_ref() {
+                visit.call(target)?;
+            }
+        }
+        if let Ok(last) = self.last_sender.borrow_for_traverse() {
+            if let Some((_, sender)) = last.as_ref() {
+                visit.call(sender)?;
+            }
+        }
         if let Ok(queue) = self.queue.borrow_for_traverse() {
             for datagram in queue.iter() {
                 visit.call(&datagram.target)?;
@@ -237,6 +254,12 @@ impl DatagramTransport {
 
     /// Datagrams have come, or an error.
     pub(super) fn read_ready(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let result = Self::receive_batch(slf);
+        slf.as_super().get().read_on(slf.py());
+        result
+    }
+
+    fn receive_batch(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, base) = (slf.py(), slf.as_super());
         for _ in 0..BATCH {
             let protocol = match base.get().protocol(py) {
@@ -264,7 +287,6 @@ impl DatagramTransport {
                 }
             }
         }
-        base.get().read_on(py);
         Ok(())
     }
 
@@ -310,7 +332,7 @@ impl DatagramTransport {
             let (data, target) =
                 (datagram.data.bind(py), datagram.target.as_ref().map(|target| target.bind(py)));
             match this.send(base.get(), data, target) {
-                Err(error) if is_blocking(py, &error) => {
+                Err(error) if would_block(py, &error) => {
                     this.queue.borrow_mut(py).push_front(datagram);
                     break;
                 }
@@ -326,11 +348,11 @@ impl DatagramTransport {
                 }
             }
         }
-        Transport::shrunk(base)?;
+        let told = Transport::shrunk(base);
         if this.queue.borrow_mut(py).is_empty() && base.get().state.borrow_mut(py).closing {
-            return Transport::schedule_connection_lost(base, None);
+            Transport::schedule_connection_lost(base, None)?;
         }
-        Ok(())
+        told
     }
 }
 
@@ -338,8 +360,4 @@ enum Received<'py> {
     Datagram(Bound<'py, PyBytes>, Bound<'py, PyAny>),
     Error(sys::Error),
     Nothing,
-}
-
-fn is_blocking(py: Python<'_>, error: &PyErr) -> bool {
-    error.is_instance_of::<PyBlockingIOError>(py) || error.is_instance_of::<PyInterruptedError>(py)
 }

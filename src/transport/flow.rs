@@ -13,6 +13,11 @@ pub enum Signal {
     Resume,
 }
 
+/// A water mark as a program gives it: any number. What is too large to count stands for "never".
+pub fn limit(number: &Bound<'_, PyAny>) -> PyResult<i64> {
+    number.extract::<i64>().or_else(|_| number.extract::<f64>().map(|number| number as i64))
+}
+
 /// The water marks, in bytes, and whether the protocol was told to pause.
 #[derive(Clone, Copy)]
 pub struct FlowControl {
@@ -36,7 +41,7 @@ impl FlowControl {
 
     /// As `asyncio.WriteTransport.set_write_buffer_limits`: what is missing follows from the other.
     pub fn set_limits(&mut self, high: Option<i64>, low: Option<i64>) -> PyResult<()> {
-        let high = high.unwrap_or_else(|| low.map_or(DEFAULT_HIGH as i64, |low| 4 * low));
+        let high = high.unwrap_or_else(|| low.map_or(DEFAULT_HIGH as i64, |low| low.saturating_mul(4)));
         let low = low.unwrap_or(high.div_euclid(4));
         if !(high >= low && low >= 0) {
             return Err(PyValueError::new_err(format!("high ({high}) must be >= low ({low}) must be >= 0")));

@@ -140,6 +140,9 @@ impl Transport {
         let (socket, protocol, server) = {
             let state: &mut State = &mut this.state.borrow_mut(py);
             let socket = std::mem::replace(&mut state.socket, Socket::Closed);
+            // However it came to this: from now on the descriptor is another's.
+            state.closing = true;
+            state.conn_lost = state.conn_lost.max(1);
             (socket, state.protocol.take(), state.server.take())
         };
         let closed = socket.close(py);

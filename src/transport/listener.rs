@@ -33,6 +33,8 @@ struct Parts {
     protocol_factory: Py<PyAny>,
     server: Option<Py<PyAny>>,
     key: Option<Key>,
+    /// Waits before it tries again.
+    paused: bool,
 }
 
 #[pymethods]
@@ -53,7 +55,8 @@ impl EventLoop {
             Some(context) => context,
             None => copy_current_context(py)?,
         };
-        let parts = Parts { socket: sock.clone().unbind(), protocol_factory, server, key: None };
+        let parts =
+            Parts { socket: sock.clone().unbind(), protocol_factory, server, key: None, paused: false };
         let listener = Listener {
             event_loop: slf.clone().unbind(),
             fd,
@@ -91,24 +94,31 @@ impl EventLoop {
 }
 
 impl Listener {
-    /// Connections may be waiting. Errors of one connection go to the exception handler.
+    /// Connections may be waiting. What this returns as an error leaves the loop, if it is fatal.
     pub fn on_ready(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         for _ in 0..this.batch {
-            if this.parts.borrow_mut(py).is_none() {
+            if this.parts.borrow_mut(py).as_ref().is_none_or(|parts| parts.paused) {
                 return Ok(());
             }
-            match sys::accept(this.fd) {
-                Ok((accepted, peer)) => Self::connected(slf, accepted, peer)?,
+            let connected = match sys::accept(this.fd) {
+                Ok((accepted, peer)) => Self::connected(slf, accepted, peer),
                 Err(error) => match error.errno {
-                    libc::EAGAIN | libc::EINTR => return Ok(()),
-                    // The peer has given up already; the next one may be waiting.
-                    libc::ECONNABORTED => {}
+                    libc::EAGAIN => return Ok(()),
+                    // A signal, or a peer that has given up already; the next one may be waiting.
+                    libc::EINTR | libc::ECONNABORTED => Ok(()),
                     libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
-                        return Self::pause(slf, error);
+                        return Self::out_of_resources(slf, error);
                     }
-                    _ => return Err(error.into()),
+                    _ => {
+                        Self::pause(slf)?;
+                        return Err(error.into());
+                    }
                 },
+            };
+            if connected.is_err() {
+                this.accept_again(py)?;
+                return connected;
             }
         }
         // Edge-triggered: nothing will tell us of those that are still in the queue.
@@ -124,20 +134,27 @@ impl Listener {
     }
 
     /// Descriptors or memory have run out: trying again at once would only spin.
-    fn pause(slf: &Bound<'_, Self>, error: sys::Error) -> PyResult<()> {
+    fn out_of_resources(slf: &Bound<'_, Self>, error: sys::Error) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        let event_loop = this.event_loop.bind(py);
         let Some(socket) = this.parts.borrow_mut(py).as_ref().map(|parts| parts.socket.clone_ref(py)) else {
             return Ok(());
         };
+        Self::pause(slf)?;
         let context = PyDict::new(py);
         context.set_item(intern!(py, "message"), "socket.accept() out of system resource")?;
         context.set_item(intern!(py, "exception"), PyErr::from(error))?;
         context.set_item(intern!(py, "socket"), Asyncio::get(py)?.transport_socket.call1(py, (socket,))?)?;
-        EventLoop::call_exception_handler(event_loop, &context)?;
-        let resume = slf.getattr(intern!(py, "_accept_again"))?;
-        event_loop.call_method1(intern!(py, "call_later"), (RETRY_DELAY, resume))?;
-        Ok(())
+        EventLoop::call_exception_handler(this.event_loop.bind(py), &context)
+    }
+
+    fn pause(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        if let Some(parts) = this.parts.borrow_mut(py).as_mut() {
+            parts.paused = true;
+        }
+        let resume = slf.getattr(intern!(py, "_resume"))?;
+        let event_loop = this.event_loop.bind(py);
+        event_loop.call_method1(intern!(py, "call_later"), (RETRY_DELAY, resume)).map(drop)
     }
 
     fn connected(slf: &Bound<'_, Self>, accepted: OwnedFd, peer: sys::SocketAddress) -> PyResult<()> {
@@ -177,8 +194,11 @@ impl Listener {
 
 #[pymethods]
 impl Listener {
-    #[pyo3(name = "_accept_again")]
+    #[pyo3(name = "_resume")]
     fn resume(&self, py: Python<'_>) -> PyResult<()> {
+        if let Some(parts) = self.parts.borrow_mut(py).as_mut() {
+            parts.paused = false;
+        }
         self.accept_again(py)
     }
 

@@ -32,14 +32,28 @@ impl Names {
     pub fn new(fd: &OwnedFd, peer: SocketAddress) -> sys::Result<Self> {
         Ok(Names { local: SocketAddress::local(fd.as_raw_fd())?, peer })
     }
+
+    pub fn is_internet(&self) -> bool {
+        matches!(self.local.family(), libc::AF_INET | libc::AF_INET6)
+    }
 }
 
 impl Socket {
     pub fn accepted(fd: OwnedFd, names: &Names) -> sys::Result<Self> {
-        if matches!(names.local.family(), libc::AF_INET | libc::AF_INET6) {
+        if names.is_internet() {
             sys::set_nodelay(fd.as_raw_fd())?;
         }
         Ok(Socket::Accepted(fd))
+    }
+
+    /// Holds a socket of the program's. Should the program close it, as long as we use it, its number must not become
+    /// another file's under our hands: like a file made of it (`socket.makefile`) we count as a user.
+    pub fn hold(sock: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if is_socket(sock)? {
+            let users: i64 = sock.getattr(intern!(sock.py(), "_io_refs"))?.extract()?;
+            sock.setattr(intern!(sock.py(), "_io_refs"), users + 1)?;
+        }
+        Ok(Socket::Python(sock.clone().unbind()))
     }
 
     pub fn is_closed(&self) -> bool {
@@ -58,9 +72,25 @@ impl Socket {
     pub fn close(self, py: Python<'_>) -> PyResult<()> {
         match self {
             Socket::Accepted(_) | Socket::Closed => Ok(()),
-            Socket::Python(socket) => socket.call_method0(py, intern!(py, "close")).map(drop),
+            Socket::Python(socket) => {
+                let socket = socket.bind(py);
+                if is_socket(socket)? {
+                    socket.call_method0(intern!(py, "_decref_socketios"))?;
+                }
+                socket.call_method0(intern!(py, "close")).map(drop)
+            }
         }
     }
+}
+
+fn is_socket(sock: &Bound<'_, PyAny>) -> PyResult<bool> {
+    sock.is_instance(Asyncio::get(sock.py())?.socket.bind(sock.py()))
+}
+
+/// Of the internet families, on whose streams nothing travels but bytes.
+pub(super) fn is_internet(sock: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let family: libc::c_int = sock.getattr(intern!(sock.py(), "family"))?.extract()?;
+    Ok(matches!(family, libc::AF_INET | libc::AF_INET6))
 }
 
 /// The dictionary behind `get_extra_info` for a socket that Python has made. (The names and the errors that are
@@ -93,18 +123,20 @@ pub(super) fn extra_info_item<'py>(
     name: &str,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let (py, this) = (slf.py(), slf.get());
-    let extra = {
-        let mut state = this.state.borrow_mut(py);
-        state.extra.get_or_insert_with(|| PyDict::new(py).unbind()).bind(py).clone()
-    };
+    // Made before the borrow: to make an object can start the collector, and that can run any code.
+    let fresh = PyDict::new(py);
+    let extra = this.state.borrow_mut(py).extra.get_or_insert_with(|| fresh.unbind()).bind(py).clone();
     if let Some(known) = extra.get_item(name)? {
         return Ok(Some(known));
     }
     let made = match name {
-        "socket" => match python_socket(slf)? {
-            Some(socket) => Some(Asyncio::get(py)?.transport_socket.bind(py).call1((socket,))?),
-            None => None,
-        },
+        "socket" => {
+            let socket = match python_socket(slf)? {
+                Some(socket) => socket,
+                None => closed_socket(py)?,
+            };
+            Some(Asyncio::get(py)?.transport_socket.bind(py).call1((socket,))?)
+        }
         "sockname" | "peername" => {
             let address = match &this.state.borrow_mut(py).names {
                 Some(names) if name == "sockname" => Some(names.local),
@@ -135,13 +167,31 @@ pub(super) fn python_socket<'py>(slf: &Bound<'py, Transport>) -> PyResult<Option
     let options = PyDict::new(py);
     options.set_item(intern!(py, "fileno"), this.fd)?;
     let socket = Asyncio::get(py)?.socket.bind(py).call((), Some(&options))?;
-    let old =
-        std::mem::replace(&mut this.state.borrow_mut(py).socket, Socket::Python(socket.clone().unbind()));
-    match old {
-        Socket::Accepted(fd) => drop(fd.into_raw_fd()),
-        // Python code ran meanwhile (a collection may): whoever was quicker owns the descriptor.
-        Socket::Python(_) | Socket::Closed => {}
+    let still_ours = {
+        let mut state = this.state.borrow_mut(py);
+        let still_ours = matches!(state.socket, Socket::Accepted(_));
+        if still_ours {
+            let old = std::mem::replace(&mut state.socket, Socket::Python(socket.clone().unbind()));
+            if let Socket::Accepted(fd) = old {
+                let _now_the_sockets = fd.into_raw_fd();
+            }
+        }
+        still_ours
+    };
+    if !still_ours {
+        // Another thread was quicker, to make one or to close the transport; the descriptor is not this object's.
+        socket.call_method0(intern!(py, "detach"))?;
+        return python_socket(slf);
     }
+    let held = Socket::hold(&socket)?;
+    drop(held);
     socket.call_method1(intern!(py, "setblocking"), (false,))?;
     Ok(Some(socket))
+}
+
+/// What is told of the socket when it is closed: one that is.
+fn closed_socket(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    let socket = Asyncio::get(py)?.socket.bind(py).call0()?;
+    socket.call_method0(intern!(py, "close"))?;
+    Ok(socket)
 }

@@ -15,7 +15,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::base::{Parts, Transport};
+use super::base::{Parts, Protocol, Transport};
 use super::socket::{self, Names, Socket};
 use crate::event_loop::EventLoop;
 use crate::py::{Asyncio, AttachedCell, copy_current_context};
@@ -51,11 +51,12 @@ impl StreamTransport {
         let parts = Parts {
             name: "StreamTransport",
             event_loop: event_loop.clone(),
-            socket: Socket::accepted(fd, &names)?,
-            names: Some(names),
-            protocol: protocol.clone(),
+            plain_stream: names.is_internet(),
+            protocol: Protocol::new(protocol)?,
             extra: None,
             context,
+            socket: Socket::accepted(fd, &names)?,
+            names: Some(names),
         };
         Self::create(parts, None, server).map(drop)
     }
@@ -110,11 +111,13 @@ impl EventLoop {
         let parts = Parts {
             name: "StreamTransport",
             event_loop: slf.clone(),
-            socket: Socket::Python(sock.clone().unbind()),
             names: None,
-            protocol: protocol.clone(),
+            plain_stream: socket::is_internet(sock)?,
+            protocol: Protocol::new(protocol)?,
             extra: Some(extra),
             context: context.map_or_else(|| copy_current_context(py), Ok)?,
+            // The last that can fail: from here on the socket is the transport's to close.
+            socket: Socket::hold(sock)?,
         };
         StreamTransport::create(parts, waiter, server)
     }

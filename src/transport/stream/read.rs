@@ -26,12 +26,12 @@ impl StreamTransport {
                 _ => return Ok(()),
             }
         };
-        match protocol {
-            (protocol, true) => Self::read_into_protocol(slf, &protocol)?,
-            (protocol, false) => Self::read_for_protocol(slf, &protocol)?,
-        }
+        let result = match protocol {
+            (protocol, true) => Self::read_into_protocol(slf, &protocol),
+            (protocol, false) => Self::read_for_protocol(slf, &protocol),
+        };
         this.read_on(py);
-        Ok(())
+        result
     }
 
     /// For a `Protocol`: bytes.
@@ -86,6 +86,7 @@ impl StreamTransport {
                 };
                 receive(this, py, memory)
             }
+            Err(error) if is_fatal(py, &error) => return Err(error),
             Err(error) => return Transport::fatal_error(slf.as_super(), error, READ_FAILED),
         };
         // It may be resized in `buffer_updated`.
@@ -138,7 +139,9 @@ fn receive(transport: &Transport, py: Python<'_>, buffer: &mut [MaybeUninit<u8>]
     let result = sys::recv(transport.fd, buffer);
     let mut state = transport.state.borrow_mut(py);
     match &result {
-        Ok(size) if *size < buffer.len() && !state.read_closed => state.readable = false,
+        Ok(size) if *size < buffer.len() && state.short_read_drains && !state.read_closed => {
+            state.readable = false;
+        }
         Err(error) if error.errno == libc::EAGAIN => state.readable = false,
         _ => {}
     }

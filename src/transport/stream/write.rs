@@ -173,11 +173,15 @@ impl StreamTransport {
             return this.finish_empty_waiter(py, Some(for_waiter));
         }
         Self::note_pending(slf);
-        // The protocol may write more.
-        Transport::shrunk(base)?;
-        if !this.is_empty(py) {
-            return Ok(());
-        }
+        // The protocol may write more. What it raises does not keep the connection from ending.
+        let told = Transport::shrunk(base);
+        let finished = if this.is_empty(py) { Self::finish_writing(slf) } else { Ok(()) };
+        told.and(finished)
+    }
+
+    /// All is sent: what waited for it may go on.
+    fn finish_writing(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this, base) = (slf.py(), slf.get(), slf.as_super());
         this.finish_empty_waiter(py, None)?;
         if base.get().state.borrow_mut(py).closing {
             Transport::schedule_connection_lost(base, None)
