@@ -29,8 +29,9 @@ struct Origin {
     repr: Option<Py<PyString>>,
 }
 
+// No free list of pyo3's: it hands objects out again without telling the collector of them.
 /// A scheduled call (asyncio's `Handle`, of which it is an instance in the eyes of `isinstance`).
-#[pyclass(subclass, frozen, weakref, freelist = 256, module = "mioloop._core")]
+#[pyclass(subclass, frozen, weakref, module = "mioloop._core")]
 pub struct Handle {
     event_loop: Py<EventLoop>,
     context: Py<PyAny>,

@@ -54,6 +54,8 @@ def run(
     Raises what the coroutine raises, ValueError for what is no coroutine and RuntimeError inside a running
     loop. As `asyncio.run` from 3.12 on.
     """
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError("mioloop.run() cannot be called from a running event loop")
     with asyncio.Runner(loop_factory=loop_factory, debug=debug) as runner:
         return runner.run(main)
 

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use pyo3::buffer::PyUntypedBuffer;
-use pyo3::exceptions::{PyBufferError, PyRuntimeError};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -112,12 +112,14 @@ impl StreamTransport {
     fn read_eof(slf: &Bound<'_, Self>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.as_super().get());
         Transport::log_debug(slf.as_super(), "%r received EOF")?;
-        this.state.borrow_mut(py).at_eof = true;
         let keep_open = this.call_protocol(protocol, intern!(py, "eof_received"), ());
         let keep_open = keep_open.and_then(|keep_open| keep_open.is_truthy());
         match keep_open {
             Err(error) => Self::protocol_failed(slf, error, "eof_received"),
-            Ok(true) => Ok(()),
+            Ok(true) => {
+                this.state.borrow_mut(py).at_eof = true;
+                Ok(())
+            }
             Ok(false) => Transport::close(slf.as_super()),
         }
     }
@@ -152,7 +154,11 @@ fn receive(transport: &Transport, py: Python<'_>, buffer: &mut [MaybeUninit<u8>]
 fn writable(lent: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {
     let buffer = PyUntypedBuffer::get(lent)?;
     match buffer.readonly() || !buffer.is_c_contiguous() {
-        true => Err(PyBufferError::new_err("get_buffer() must return a writable, contiguous buffer")),
+        true => {
+            let name = lent.get_type().name()?;
+            let message = format!("recv_into() argument 1 must be read-write bytes-like object, not {name}");
+            Err(PyTypeError::new_err(message))
+        }
         false => Ok(buffer),
     }
 }
