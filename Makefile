@@ -88,7 +88,7 @@ test-more: test-debug ## debug mode, and every other supported Python found
 	    || failed+=" $$python"; \
 	done; \
 	if [[ -n "$(NEXT_PYTHON)" ]]; then for version in $(NEXT_VERSIONS); do \
-	  MAKEFLAGS= $(NEXT_PYTHON) $$version 'make --keep-going test-python test-conformance' \
+	  MAKEFLAGS= $(NEXT_PYTHON) $$version 'make --no-print-directory -k test-python test-conformance' \
 	    || failed+=" $$version"; \
 	done; fi; \
 	[[ -z $$failed ]] || { echo "failed on:$$failed" >&2; exit 1; }

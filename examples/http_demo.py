@@ -62,9 +62,11 @@ class Result:
 
 
 LOADS = [
+    Load("1 KiB", 1024, requests=8000, in_flight=50),
     Load("1 KiB", 1024, requests=8000, in_flight=2000),
     Load("100 KiB", 100 * 1024, requests=3000, in_flight=200),
 ]
+CONNECTIONS = max(load.in_flight for load in LOADS)
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -98,7 +100,7 @@ async def serve() -> None:
     app.router.add_get("/cpu", cpu_time)
     runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEP_ALIVE)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, backlog=LOADS[0].in_flight).start()
+    await web.TCPSite(runner, "127.0.0.1", 0, backlog=CONNECTIONS).start()
     print(runner.addresses[0][1], flush=True)
     # Our standard input is a pipe from the client's process. However that ends, the pipe closes: then we end.
     client_gone = asyncio.Event()
@@ -201,7 +203,7 @@ def compare(names: list[str], rounds: int) -> None:
     with contextlib.ExitStack() as stack:
         contenders = []
         for name in names:
-            print(f"starting a server on {name}, opening {LOADS[0].in_flight} connections", flush=True)
+            print(f"starting a server on {name}, opening {CONNECTIONS} connections", flush=True)
             contenders.append(stack.enter_context(contender(name)))
             for load in LOADS:
                 contenders[-1].run(load)
@@ -212,7 +214,7 @@ def compare(names: list[str], rounds: int) -> None:
             for load, one in itertools.product(LOADS, contenders):
                 result = one.run(load)
                 one.results[load].append(result)
-                what = f"{load.requests} requests of {load.name}, {load.in_flight} in flight"
+                what = f"{load.requests} requests of {load.name:>7}, {load.in_flight:4} in flight"
                 print(f"round {done} of {rounds}  {one.name:8} {what}: {result.rate:5.0f}/s", flush=True)
             contenders.append(contenders.pop(0))
         contenders.sort(key=lambda one: names.index(one.name))
@@ -227,14 +229,14 @@ def median(results: list[Result]) -> Result:
 def print_table(contenders: list[Contender], rounds: int) -> None:
     sent = rounds * len(contenders) * sum(load.requests for load in LOADS)
     print(f"\nEach of {sent} answers was what it should be. Medians of {rounds} rounds:\n")
-    print("body     loop      requests/s        p50        p99   server CPU/request")
+    print("body     in flight  loop     requests/s        p50        p99   server CPU/request")
     for load in LOADS:
         first = median(contenders[0].results[load])
         for one in contenders:
             row = median(one.results[load])
             latency = f"{row.p50 * 1e3:7.1f} ms {row.p99 * 1e3:7.1f} ms"
             cpu = f"{row.cpu * 1e6:6.0f} µs ({row.cpu / first.cpu:.2f} of {contenders[0].name}'s)"
-            print(f"{load.name:8} {one.name:8} {row.rate:11,.0f} {latency} {cpu}")
+            print(f"{load.name:8} {load.in_flight:9,}  {one.name:8} {row.rate:10,.0f} {latency} {cpu}")
         print()
 
 

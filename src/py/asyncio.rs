@@ -13,6 +13,7 @@ pub struct Asyncio {
     pub timer_handle: Py<PyType>,
     /// The class of every writable transport of asyncio's, by which it knows its own.
     pub transport: Py<PyType>,
+    /// Both a `Transport` and a `DatagramTransport`, as programs have come to expect.
     pub datagram_transport: Py<PyType>,
     pub buffered_protocol: Py<PyAny>,
     pub transport_socket: Py<PyAny>,
@@ -40,7 +41,7 @@ impl Asyncio {
                     .or_else(|_| class("asyncio.events", "Handle"))?,
                 timer_handle: class("asyncio.events", "TimerHandle")?,
                 transport: class("asyncio.transports", "_FlowControlMixin")?,
-                datagram_transport: class("asyncio.transports", "DatagramTransport")?,
+                datagram_transport: class("asyncio.selector_events", "_SelectorDatagramTransport")?,
                 buffered_protocol: attribute("asyncio.protocols", "BufferedProtocol")?,
                 transport_socket: attribute("asyncio.trsock", "TransportSocket")?,
                 socket: class("socket", "socket")?,

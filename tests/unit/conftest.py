@@ -1,11 +1,13 @@
 """Fixtures that every unit test shares.
 
-The idea: asyncio's own selector loop is the reference. Each behavioural test runs on it ("asyncio") and on mioloop
-("mioloop"), so a test that describes something asyncio does not do fails before it can blame mioloop. Where mioloop promises
-more than asyncio, or this version of asyncio errs, the test is marked `mioloop_only`.
+The idea: asyncio's own selector loop is the reference. Each behavioural test runs on it ("asyncio") and
+on mioloop ("mioloop"), so a test that describes something asyncio does not do fails before it can blame
+mioloop. Where mioloop promises more than asyncio, or this version of asyncio errs, the test is marked
+`mioloop_only`.
 
-The `loop` fixture records every call of the exception handler; one that the test did not take out of `caught` fails it, and
-so does a task that is still pending, a ResourceWarning or an exception that nobody could catch.
+The `loop` fixture records every call of the exception handler; one that the test did not take out of
+`caught` fails it, and so does a task that is still pending, a ResourceWarning or an exception that nobody
+could catch.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def _watchdog() -> Iterator[None]:
         raise TestHung(f"the test hung for {SAFETY} seconds")
 
     previous = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, SAFETY, SAFETY)  # again and again: the fixtures' ends may hang as well
+    signal.setitimer(
+        signal.ITIMER_REAL, SAFETY, SAFETY
+    )  # again and again: the fixtures' ends may hang as well
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, previous)
@@ -68,14 +72,17 @@ def _watchdog() -> Iterator[None]:
 def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:
     if request.param == "asyncio":
         return asyncio.SelectorEventLoop
-    mioloop = pytest.importorskip("mioloop", reason="mioloop is not built yet")
+    import mioloop
+
     return mioloop.new_event_loop
 
 
 @pytest.fixture
 def caught() -> Iterator[Caught]:
-    """What the loop's exception handler was called with, and what asyncio's logger got at level ERROR (from the default
-    handler, mostly); a test takes out what it expects."""
+    """What the loop's exception handler was called with, and what asyncio logged at level ERROR.
+
+    A test takes out what it expects.
+    """
     caught = Caught()
     logger = logging.getLogger("asyncio")
     logger.addHandler(caught.log_handler)

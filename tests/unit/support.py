@@ -1,4 +1,5 @@
-"""Small tools of the unit tests: run a loop one step at a time, wait for a condition, record what a protocol saw.
+"""Small tools of the unit tests: run a loop one step at a time, wait for a condition, record what a
+protocol saw.
 
 Nothing here measures time: SAFETY only ends a test that would otherwise hang.
 """
@@ -6,22 +7,27 @@ Nothing here measures time: SAFETY only ends a test that would otherwise hang.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from asyncio import format_helpers
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 SAFETY = 30  # seconds; a test never takes that long unless it hangs
 
 BIG = 3_000_000  # bytes; more than the kernel takes at once from a `tcp_pair`
 
+# Newer Pythons show the arguments of callbacks in debug mode alone.
+ARGUMENTS_ARE_SHOWN = "debug" not in inspect.signature(format_helpers._format_callback_source).parameters
+
 T = TypeVar("T")
 
 
 class Caught(list[dict[str, Any]]):
-    """The contexts that a loop's exception handler was called with; an error in asyncio's log counts as one."""
+    """The contexts that a loop's exception handler was called with; an error in the log counts as one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +35,13 @@ class Caught(list[dict[str, Any]]):
         self.log_handler.emit = self._logged  # type: ignore[method-assign]
 
     def _logged(self, record: logging.LogRecord) -> None:
-        self.append({"message": record.getMessage(), "exception": (record.exc_info or (None, None))[1], "logged": True})
+        self.append(
+            {
+                "message": record.getMessage(),
+                "exception": (record.exc_info or (None, None))[1],
+                "logged": True,
+            }
+        )
 
     def handler(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.append(context)
@@ -51,7 +63,7 @@ def run_once(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_forever()
 
 
-def run_until(loop: asyncio.AbstractEventLoop, condition: Callable[[], object]) -> None:
+def run_until(loop: asyncio.AbstractEventLoop, condition: Callable[..., object]) -> None:
     """Runs iterations until the condition holds."""
     deadline = time.monotonic() + SAFETY
     while not condition():
@@ -60,7 +72,7 @@ def run_until(loop: asyncio.AbstractEventLoop, condition: Callable[[], object]) 
         loop.run_forever()
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def until(condition: Callable[..., object]) -> None:
     """Lets the running loop work until the condition holds."""
     deadline = time.monotonic() + SAFETY
     while not condition():
@@ -91,7 +103,7 @@ def pipe() -> tuple[int, int]:
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """Two non-blocking ends of a TCP connection over loopback, whose kernel buffers hold far less than BIG."""
+    """Two non-blocking ends of a TCP connection, whose kernel buffers hold far less than BIG."""
     left = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for sock in (left, listener):

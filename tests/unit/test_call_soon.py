@@ -1,4 +1,6 @@
-"""call_soon: first in, first out, once each, in the right context, and never in the iteration that scheduled it."""
+"""call_soon: first in, first out, once each, in the right context, and never in the iteration that
+scheduled it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import asyncio
 import contextvars
 import gc
 import weakref
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -74,7 +76,7 @@ def test_the_callback_may_be_a_keyword(loop: Any) -> None:
 class Adder:
     """Callables of every sort: bound, class and static methods, instances."""
 
-    log: list[object] = []
+    log: ClassVar[list[object]] = []
 
     def bound(self, value: object) -> None:
         self.log.append(value)
@@ -228,7 +230,9 @@ def test_a_nested_call_inherits_the_callbacks_context(loop: asyncio.AbstractEven
     assert log == ["outer"]
 
 
-def test_a_context_that_is_already_entered_is_an_error(loop: asyncio.AbstractEventLoop, caught: Caught) -> None:
+def test_a_context_that_is_already_entered_is_an_error(
+    loop: asyncio.AbstractEventLoop, caught: Caught
+) -> None:
     context = contextvars.copy_context()
     called: list[int] = []
     loop.call_soon(called.append, 1, context=context)

@@ -1,4 +1,6 @@
-"""A callback that raises: asyncio's own context for the exception handler, and the exceptions that leave the loop."""
+"""A callback that raises: asyncio's own context for the exception handler, and the exceptions that leave
+the loop.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .support import Caught, run_once
+from .support import ARGUMENTS_ARE_SHOWN, Caught, run_once
 
 NAME: contextvars.ContextVar[str] = contextvars.ContextVar("NAME", default="unset")
 
@@ -28,12 +30,14 @@ SCHEDULE: dict[str, Callable[..., asyncio.Handle]] = {
 
 
 @pytest.mark.parametrize("method", SCHEDULE)
-def test_the_context_of_a_failed_callback(loop: asyncio.AbstractEventLoop, caught: Caught, method: str) -> None:
+def test_the_context_of_a_failed_callback(
+    loop: asyncio.AbstractEventLoop, caught: Caught, method: str
+) -> None:
     handle = SCHEDULE[method](loop, fails, 1)
     run_once(loop)
     context = caught.take()
     assert set(context) == {"message", "exception", "handle"}
-    arguments = "" if sys.version_info >= (3, 12) else "1"  # from 3.12 on they are for debug mode alone
+    arguments = "1" if ARGUMENTS_ARE_SHOWN else ""
     line = fails.__code__.co_firstlineno
     assert context["message"] == f"Exception in callback fails({arguments}) at {__file__}:{line}"
     assert isinstance(context["exception"], ValueError)
@@ -74,7 +78,9 @@ def test_the_others_run_on(loop: asyncio.AbstractEventLoop, caught: Caught) -> N
     caught.clear()
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="from 3.12 on the handler runs in the handle's context")
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="from 3.12 on the handler runs in the handle's context"
+)
 def test_the_handler_runs_in_the_callbacks_context(loop: asyncio.AbstractEventLoop) -> None:
     log: list[str] = []
     loop.set_exception_handler(lambda _loop, _context: log.append(NAME.get()))
@@ -103,7 +109,9 @@ def test_other_base_exceptions_go_to_the_handler(
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("method", SCHEDULE)
-def test_these_leave_the_loop(loop: asyncio.AbstractEventLoop, kind: type[BaseException], method: str) -> None:
+def test_these_leave_the_loop(
+    loop: asyncio.AbstractEventLoop, kind: type[BaseException], method: str
+) -> None:
     error = kind("out")
 
     def callback() -> None:
@@ -121,7 +129,9 @@ def test_these_leave_the_loop(loop: asyncio.AbstractEventLoop, kind: type[BaseEx
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_what_was_behind_runs_in_the_next_run(loop: asyncio.AbstractEventLoop, kind: type[BaseException]) -> None:
+def test_what_was_behind_runs_in_the_next_run(
+    loop: asyncio.AbstractEventLoop, kind: type[BaseException]
+) -> None:
     log: list[int] = []
 
     def callback() -> None:
@@ -167,7 +177,9 @@ def test_an_error_with_a_message_that_fails_itself(loop: asyncio.AbstractEventLo
     assert isinstance(caught.take()["exception"], Hostile)
 
 
-def test_a_handler_that_fails_is_reported_by_the_default_one(loop: asyncio.AbstractEventLoop, caught: Caught) -> None:
+def test_a_handler_that_fails_is_reported_by_the_default_one(
+    loop: asyncio.AbstractEventLoop, caught: Caught
+) -> None:
     def handler(_loop: object, _context: object) -> None:
         raise RuntimeError("the handler failed")
 
@@ -196,7 +208,11 @@ def test_a_handler_may_leave_the_loop(loop: asyncio.AbstractEventLoop, kind: typ
 
 
 def test_a_handler_may_stop_the_loop(loop: Any, caught: Caught) -> None:
-    loop.set_exception_handler(lambda running, context: (caught.append(context), running.stop()))
+    def handler(running: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        caught.append(context)
+        running.stop()
+
+    loop.set_exception_handler(handler)
     loop.call_soon(fails)
     loop.run_forever()
     assert str(caught.take()["exception"]) == "from the callback"

@@ -56,7 +56,7 @@ def test_set_debug_while_running(loop: asyncio.AbstractEventLoop) -> None:
 
 def test_the_origin_of_coroutines_is_tracked(loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> object:
-        coroutine = coroutine_function()
+        coroutine: Any = coroutine_function()
         coroutine.close()
         return coroutine.cr_origin
 
@@ -127,7 +127,8 @@ def test_slow_task_steps_name_the_task(
     loop.slow_callback_duration = 0.001
     loop.run_until_complete(slow_main())
     assert any(
-        message.startswith("Executing <Task ") and "slow_main() " in message for message in warnings_of(caplog)
+        message.startswith("Executing <Task ") and "slow_main() " in message
+        for message in warnings_of(caplog)
     )
 
 
@@ -207,6 +208,6 @@ def test_a_coroutine_that_was_never_awaited_is_named(loop: asyncio.AbstractEvent
 
     async def main() -> None:
         with pytest.warns(RuntimeWarning, match="coroutine 'coroutine_function' was never awaited"):
-            coroutine_function()
+            coroutine_function()  # type: ignore[unused-coroutine]
 
     run(loop, main())

@@ -19,7 +19,7 @@ SHUT_DOWN = "^Executor shutdown has been called$"
 def test_the_result_comes_back(loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
         assert await loop.run_in_executor(None, max, 3, 7, 5) == 7
-        assert await loop.run_in_executor(None, lambda: None) is None
+        assert await loop.run_in_executor(None, str.upper, "text") == "TEXT"
 
     run(loop, main())
 
@@ -50,7 +50,9 @@ def test_it_returns_a_future_of_the_loop(loop: asyncio.AbstractEventLoop) -> Non
 
 def test_many_at_once(loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
-        results = await asyncio.gather(*(loop.run_in_executor(None, int, str(number)) for number in range(500)))
+        results = await asyncio.gather(
+            *(loop.run_in_executor(None, int, str(number)) for number in range(500))
+        )
         assert results == list(range(500))
 
     run(loop, main())
@@ -165,14 +167,18 @@ def test_shutdown_refuses_further_calls(loop: asyncio.AbstractEventLoop) -> None
     run(loop, loop.shutdown_default_executor())
 
 
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="the timeout came with Python 3.12, and worked later still")
+@pytest.mark.skipif(
+    sys.version_info < (3, 13), reason="the timeout came with Python 3.12, and worked later still"
+)
 def test_shutdown_gives_up_after_its_timeout(loop: Any) -> None:
     release = threading.Event()
 
     async def main() -> None:
         future = loop.run_in_executor(None, release.wait)
         try:
-            with pytest.warns(RuntimeWarning, match=r"did not finishing joining its threads within 0\.01 seconds"):
+            with pytest.warns(
+                RuntimeWarning, match=r"did not finishing joining its threads within 0\.01 seconds"
+            ):
                 await loop.shutdown_default_executor(0.01)
         finally:
             release.set()  # or the interpreter waits for the thread at its end

@@ -1,7 +1,9 @@
-"""Descriptors are the user's: they close them, reuse the number, duplicate over them behind the loop's back.
+"""Descriptors are the user's: they close them, reuse the number, duplicate over them behind the loop's
+back.
 
-A registration that outlived its file must never fire for a new file of that number, and must not be in the way of a new
-registration. asyncio's selectors take numbers for files, so most of this is mioloop's own promise.
+A registration that outlived its file must never fire for a new file of that number, and must not be in
+the way of a new registration. asyncio's selectors take numbers for files, so most of this is mioloop's
+own promise.
 """
 
 from __future__ import annotations
@@ -32,6 +34,14 @@ def pipe_at(number: int) -> int:
         os.dup2(reader, number)
         os.close(reader)
     return writer
+
+
+def put_behind(number: int) -> socket.socket:
+    """Replaces the file of that number by a new socket, without a moment in which the number is free; its peer."""
+    left, right = socketpair()
+    os.dup2(left.fileno(), number)
+    left.close()
+    return right
 
 
 def test_a_removed_registration_leaves_the_number_free(loop: asyncio.AbstractEventLoop) -> None:
@@ -177,8 +187,7 @@ def test_a_writer_after_a_stale_reader(loop: asyncio.AbstractEventLoop) -> None:
     loop.add_reader(left, log.append, "old reader")
     left.close()
     right.close()
-    new_left, new_right = socketpair()
-    os.dup2(new_left.fileno(), number)
+    new_left, new_right = socketpair_at(number)
     new_right.send(b"x")
     loop.add_writer(number, log.append, "new writer")
     run_until(loop, lambda: log)
@@ -186,7 +195,6 @@ def test_a_writer_after_a_stale_reader(loop: asyncio.AbstractEventLoop) -> None:
     assert set(log) == {"new writer"}
     loop.remove_writer(number)
     loop.remove_reader(number)
-    os.close(number)
     new_left.close()
     new_right.close()
 
@@ -220,11 +228,7 @@ def test_a_transport_on_a_number_with_a_stale_registration(loop: asyncio.Abstrac
             log.append(data.decode())
 
     async def main() -> None:
-        one, other = socketpair()
-        if one.fileno() != number:
-            os.dup2(one.fileno(), number)
-            one.close()
-            one = socket.socket(fileno=number)
+        one, other = socketpair_at(number)
         transport, _ = await loop.create_connection(Receiver, sock=one)
         other.send(b"data")
         while not log:

@@ -1,4 +1,6 @@
-"""Handle and TimerHandle: what call_soon, call_later and call_at return, as asyncio documents it and as programs peek at it."""
+"""Handle and TimerHandle: what call_soon, call_later and call_at return, as asyncio documents it and as
+programs peek at it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .support import Caught, run_once
+from .support import ARGUMENTS_ARE_SHOWN, Caught, run_once
 
 
 def callback(*_args: object) -> None:
@@ -174,10 +176,8 @@ def test_handles_are_equal_only_to_themselves(loop: asyncio.AbstractEventLoop) -
 def test_repr(loop: asyncio.AbstractEventLoop) -> None:
     handle = loop.call_soon(callback, 1, "two")
     source = f"{__file__}:{callback.__code__.co_firstlineno}"
-    if sys.version_info >= (3, 12):
-        assert repr(handle) == f"<Handle callback() at {source}>"  # arguments are for debug mode alone
-    else:
-        assert repr(handle) == f"<Handle callback(1, 'two') at {source}>"
+    arguments = "1, 'two'" if ARGUMENTS_ARE_SHOWN else ""
+    assert repr(handle) == f"<Handle callback({arguments}) at {source}>"
 
 
 def test_repr_of_a_partial(loop: asyncio.AbstractEventLoop) -> None:
@@ -223,7 +223,10 @@ def test_repr_in_debug_mode_tells_where(loop: asyncio.AbstractEventLoop) -> None
     threadsafe = loop.call_soon_threadsafe(callback, 1)
     source = f"{__file__}:{callback.__code__.co_firstlineno}"
     assert repr(soon) == f"<Handle callback(1) at {source} created at {__file__}:{line + 1}>"
-    assert repr(later) == f"<TimerHandle when={later.when()} callback(1) at {source} created at {__file__}:{line + 2}>"
+    assert (
+        repr(later)
+        == f"<TimerHandle when={later.when()} callback(1) at {source} created at {__file__}:{line + 2}>"
+    )
     assert repr(at) == f"<TimerHandle when=9 callback(1) at {source} created at {__file__}:{line + 3}>"
     assert repr(threadsafe).endswith(f"callback(1) at {source} created at {__file__}:{line + 4}>")
 
@@ -276,7 +279,6 @@ def test_timers_are_ordered_by_their_time(loop: Any) -> None:
 def test_timers_are_equal_by_what_they_do(loop: Any) -> None:
     one, same = loop.call_at(1000, callback, 1), loop.call_at(1000, callback, 1)
     assert one == same
-    assert not one != same
     assert hash(one) == hash(same) == hash(1000)
     assert one <= same
     assert one >= same
@@ -293,9 +295,9 @@ def test_timers_do_not_compare_with_other_things(loop: Any) -> None:
     assert timer != handle
     assert timer != 1000
     for other in (handle, 1000, None):
-        with pytest.raises(TypeError, match="not supported between instances of 'TimerHandle' and"):
+        with pytest.raises(TypeError, match="not supported between instances of '.*TimerHandle' and"):
             timer < other  # noqa: B015
-        with pytest.raises(TypeError, match="not supported between instances of 'TimerHandle' and"):
+        with pytest.raises(TypeError, match="not supported between instances of '.*TimerHandle' and"):
             timer >= other  # noqa: B015
 
 

@@ -22,7 +22,7 @@ OTHER_RUNNING = "^Cannot run the event loop while another loop is running$"
 
 asyncio_forgets = pytest.mark.mioloop_only(
     (3, 12) <= sys.version_info < (3, 13, 1),
-    reason="asyncio of these versions takes the running loop for stopped after it refused a second run_forever",
+    reason="asyncio of these versions takes its loop for stopped after it refused a second run_forever",
 )
 
 
@@ -56,7 +56,9 @@ def test_repr_tells_the_state(loop: asyncio.AbstractEventLoop) -> None:
     assert "closed=True" in repr(loop)
 
 
-def test_can_be_referenced_weakly_and_dies_closed(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+def test_can_be_referenced_weakly_and_dies_closed(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
     loop = loop_factory()
     watched = weakref.ref(loop)
     assert watched() is loop
@@ -207,7 +209,9 @@ def test_run_until_complete_of_another_loops_future(
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_run_until_complete_lets_these_out(loop: asyncio.AbstractEventLoop, kind: type[BaseException]) -> None:
+def test_run_until_complete_lets_these_out(
+    loop: asyncio.AbstractEventLoop, kind: type[BaseException]
+) -> None:
     async def main() -> None:
         raise kind("out of the task")
 

@@ -102,7 +102,7 @@ loop.close()
 
 
 def talk(loop_factory: LoopFactory, script: str, *signals: signal.Signals) -> tuple[list[str], int, str]:
-    """Runs the script, sends the next signal each time it says that it is idle; its words, status and errors."""
+    """Sends the script the next signal each time it says that it is idle; its words, status and errors."""
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", import_line(loop_factory) + script],
         stdout=subprocess.PIPE,

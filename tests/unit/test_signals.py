@@ -39,7 +39,7 @@ def test_the_callback_is_called_in_the_loop(loop: asyncio.AbstractEventLoop, num
         assert asyncio.get_running_loop() is loop
         log.append(args)
 
-    assert loop.add_signal_handler(number, callback, 1, "two") is None  # type: ignore[func-returns-value]
+    loop.add_signal_handler(number, callback, 1, "two")
     run_once(loop)
     assert log == []
     send(number)

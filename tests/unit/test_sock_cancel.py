@@ -1,7 +1,7 @@
 """Cancelling loop.sock_*: nothing stays registered, and no byte and no connection is lost.
 
-asyncio reads when the poller reports and hands the bytes over in the next iteration: a cancel in between throws them away.
-mioloop promises that what a cancelled operation did not hand over can still be had.
+asyncio reads when the poller reports and hands the bytes over in the next iteration: a cancel in between
+throws them away. mioloop promises that what a cancelled operation did not hand over can still be had.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ def test_no_byte_is_lost_whenever_the_cancel_comes(
 
 
 @pytest.mark.mioloop_only(reason="asyncio loses what it read when the cancel comes before the task wakes up")
-def test_no_byte_is_lost_when_reader_and_canceller_run_in_one_iteration(loop: asyncio.AbstractEventLoop) -> None:
+def test_no_byte_is_lost_when_reader_and_canceller_run_in_one_iteration(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
     """The cancel comes from the reader of another socket that became ready in the same poll."""
     for first in (True, False):
         left, right = socketpair()
@@ -192,9 +194,13 @@ def test_a_cancelled_accept_leaves_no_reader(loop: asyncio.AbstractEventLoop, ro
     run(loop, main())
 
 
-@pytest.mark.mioloop_only(reason="asyncio loses what it accepted when the cancel comes before the task wakes up")
+@pytest.mark.mioloop_only(
+    reason="asyncio loses what it accepted when the cancel comes before the task wakes up"
+)
 @pytest.mark.parametrize("rounds", ROUNDS)
-def test_no_connection_is_lost_whenever_the_cancel_comes(loop: asyncio.AbstractEventLoop, rounds: int) -> None:
+def test_no_connection_is_lost_whenever_the_cancel_comes(
+    loop: asyncio.AbstractEventLoop, rounds: int
+) -> None:
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.setblocking(False)
@@ -299,7 +305,9 @@ def test_closing_the_socket_after_the_cancel(loop: asyncio.AbstractEventLoop) ->
     run(loop, main())
 
 
-@pytest.mark.mioloop_only(reason="asyncio's clean-up takes the number of a closed socket for an error or for a new socket")
+@pytest.mark.mioloop_only(
+    reason="asyncio's clean-up takes the number of a closed socket for an error or for a new socket"
+)
 def test_closing_the_socket_before_the_cancel_is_noticed(loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
         for _ in range(20):

@@ -89,7 +89,9 @@ def test_recv_of_a_closed_connection(loop: asyncio.AbstractEventLoop, pair: Pair
     run(loop, main())
 
 
-@pytest.mark.parametrize("make", [bytearray, lambda size: memoryview(bytearray(size)), lambda size: array.array("B", bytes(size))])
+@pytest.mark.parametrize(
+    "make", [bytearray, lambda size: memoryview(bytearray(size)), lambda size: array.array("B", bytes(size))]
+)
 def test_recv_into(loop: asyncio.AbstractEventLoop, pair: Pair, make: Callable[[int], Any]) -> None:
     async def main() -> None:
         buffer = make(8)
@@ -121,7 +123,7 @@ def test_recv_of_a_negative_size(loop: asyncio.AbstractEventLoop, pair: Pair) ->
 
 @pytest.mark.parametrize("make", [bytes, bytearray, memoryview], ids=["bytes", "bytearray", "memoryview"])
 def test_sendall(loop: asyncio.AbstractEventLoop, pair: Pair, make: Callable[[bytes], Any]) -> None:
-    assert run(loop, loop.sock_sendall(pair[0], make(b"all of it"))) is None  # type: ignore[func-returns-value]
+    run(loop, loop.sock_sendall(pair[0], make(b"all of it")))
     assert pair[1].recv(100) == b"all of it"
 
 
@@ -186,7 +188,7 @@ def test_both_ways_at_once(loop: asyncio.AbstractEventLoop, pair: Pair) -> None:
             loop.sock_sendall(pair[0], b"x" * size),
             loop.sock_sendall(pair[1], b"y" * size),
         )
-        assert results == [size, size, None, None]
+        assert list(results) == [size, size, None, None]
 
     run(loop, main())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import gc
 import sys
 from typing import Any
@@ -30,7 +31,7 @@ def test_done_callbacks_run_in_order_in_the_next_iteration(loop: asyncio.Abstrac
     log: list[int] = []
     future = loop.create_future()
     for number in range(5):
-        future.add_done_callback(lambda _future, number=number: log.append(number))
+        future.add_done_callback(functools.partial(lambda number, _future: log.append(number), number))
     loop.call_soon(future.set_result, None)
     run_once(loop)
     assert log == []

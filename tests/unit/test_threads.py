@@ -195,7 +195,11 @@ def test_stop_from_outside(loop: asyncio.AbstractEventLoop) -> None:
 @pytest.mark.parametrize("method", ["call_soon", "call_later", "call_at"])
 def test_debug_mode_refuses_a_call_from_a_wrong_thread(loop: asyncio.AbstractEventLoop, method: str) -> None:
     loop.set_debug(True)
-    arguments: dict[str, tuple[object, ...]] = {"call_soon": (print,), "call_later": (1, print), "call_at": (1, print)}
+    arguments: dict[str, tuple[object, ...]] = {
+        "call_soon": (print,),
+        "call_later": (1, print),
+        "call_at": (1, print),
+    }
 
     async def main() -> None:
         with pytest.raises(RuntimeError, match=WRONG_THREAD):
@@ -226,7 +230,7 @@ def test_debug_mode_allows_call_soon_threadsafe(loop: asyncio.AbstractEventLoop)
 
 
 class Outside:
-    """The loop runs in a thread of its own, as programs do that call into it with run_coroutine_threadsafe."""
+    """The loop in a thread of its own, as programs have it that use run_coroutine_threadsafe."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop

@@ -1,6 +1,7 @@
 """call_later and call_at: what they accept, in which order they fire, what cancelling does.
 
-Deadlines that are over when the loop looks at them make the order of timers and callbacks exact without any waiting.
+Deadlines that are over when the loop looks at them make the order of timers and callbacks exact without
+any waiting.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def test_fires_in_order_of_the_deadlines(loop: asyncio.AbstractEventLoop) -> Non
 
 
 @pytest.mark.parametrize("delay", [0, -0.0, -1, -1e9, float("-inf"), Fraction(-1, 3), False])
-def test_a_delay_that_is_over_fires_in_the_next_iteration(loop: asyncio.AbstractEventLoop, delay: float) -> None:
+def test_a_delay_that_is_over_fires_in_the_next_iteration(
+    loop: asyncio.AbstractEventLoop, delay: float
+) -> None:
     log: list[str] = []
     loop.call_later(delay, log.append, "timer")
     loop.call_soon(log.append, "soon")
@@ -94,7 +97,9 @@ def test_a_due_timer_set_in_a_callback_waits_for_the_next_iteration(loop: asynci
 
 
 @pytest.mark.parametrize("delay", [1e18, 1e300, float("inf"), 10**30])
-def test_a_huge_delay_never_fires_and_keeps_the_loop_alive(loop: asyncio.AbstractEventLoop, delay: float) -> None:
+def test_a_huge_delay_never_fires_and_keeps_the_loop_alive(
+    loop: asyncio.AbstractEventLoop, delay: float
+) -> None:
     log: list[str] = []
     timer = loop.call_later(delay, log.append, "huge")
     assert timer.when() >= loop.time() + 1e17
@@ -223,7 +228,9 @@ def test_a_timer_may_set_itself_again(loop: asyncio.AbstractEventLoop) -> None:
 def test_many_cancelled_timers(loop: asyncio.AbstractEventLoop) -> None:
     log: list[int] = []
     start = loop.time() - 1
-    timers = [loop.call_at(start + (number * 7919 % 5000) * 1e-4, log.append, number) for number in range(5000)]
+    timers = [
+        loop.call_at(start + (number * 7919 % 5000) * 1e-4, log.append, number) for number in range(5000)
+    ]
     for number, timer in enumerate(timers):
         if number % 10:
             timer.cancel()
