@@ -81,7 +81,18 @@ test-debug: $(EXTENSION) $(VENV)/.group-test ## tests/unit in asyncio's debug mo
 	$(call say,unit tests in debug mode)
 	@PYTHONASYNCIODEBUG=1 PYTHONDEVMODE=1 $(BIN)/python -m pytest --quiet tests/unit
 
-test-more: test-debug ## debug mode, and every other supported Python found
+test-stress: $(EXTENSION) $(VENV)/.group-test ## tests/stress: thousands of connections, leaks
+	$(call say,stress tests)
+	@$(BIN)/python -m pytest --quiet tests/stress
+
+# In asyncio's debug mode, and in development mode with every ResourceWarning an error.
+test-conformance-modes: $(EXTENSION) $(VENV)/.group-test ## the conformance run in both of its stricter modes
+	$(call say,conformance in debug mode)
+	@$(BIN)/python -m tests.conformance --debug
+	$(call say,conformance in development mode)
+	@$(BIN)/python -m tests.conformance --strict
+
+test-more: test-debug test-stress test-conformance-modes ## stress, debug mode, and every other supported Python found
 	@failed=; \
 	for python in $$(tools/find-python --each | awk '$$1 != "$(TAG)" { print $$2 }'); do \
 	  $(MAKE) --no-print-directory --keep-going PYTHON=$$python test-python test-conformance \

@@ -37,7 +37,7 @@ def pipe_at(number: int) -> int:
 
 
 def put_behind(number: int) -> socket.socket:
-    """Replaces the file of that number by a new socket, without a moment in which the number is free; its peer."""
+    """Puts a new socket behind that number, which is never free in between; the peer of the socket."""
     left, right = socketpair()
     os.dup2(left.fileno(), number)
     left.close()
@@ -183,20 +183,17 @@ def test_dup2_over_a_watched_descriptor(loop: asyncio.AbstractEventLoop) -> None
 def test_a_writer_after_a_stale_reader(loop: asyncio.AbstractEventLoop) -> None:
     left, right = socketpair()
     log: list[str] = []
-    number = left.fileno()
     loop.add_reader(left, log.append, "old reader")
-    left.close()
-    right.close()
-    new_left, new_right = socketpair_at(number)
-    new_right.send(b"x")
-    loop.add_writer(number, log.append, "new writer")
+    peer = put_behind(left.fileno())
+    peer.send(b"x")
+    loop.add_writer(left, log.append, "new writer")
     run_until(loop, lambda: log)
     several(loop)
     assert set(log) == {"new writer"}
-    loop.remove_writer(number)
-    loop.remove_reader(number)
-    new_left.close()
-    new_right.close()
+    loop.remove_writer(left)
+    loop.remove_reader(left)
+    for sock in (left, right, peer):
+        sock.close()
 
 
 @takes_numbers_for_files
@@ -219,26 +216,24 @@ def test_a_transport_on_a_number_with_a_stale_registration(loop: asyncio.Abstrac
     log: list[str] = []
     loop.add_reader(left, log.append, "stale")
     loop.add_writer(left, log.append, "stale")
-    number = left.fileno()
-    left.close()
-    right.close()
+    peer = put_behind(left.fileno())
 
     class Receiver(asyncio.Protocol):
         def data_received(self, data: bytes) -> None:
             log.append(data.decode())
 
     async def main() -> None:
-        one, other = socketpair_at(number)
-        transport, _ = await loop.create_connection(Receiver, sock=one)
-        other.send(b"data")
+        transport, _ = await loop.create_connection(Receiver, sock=left)
+        peer.send(b"data")
         while not log:
             await asyncio.sleep(0)
         transport.close()
         await settle()
-        other.close()
 
     run(loop, main())
     assert log == ["data"]
+    right.close()
+    peer.close()
 
 
 def test_two_loops_watch_the_same_descriptor(

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:It looks like `register_random`"
 Log = list[tuple[object, ...]]
 
 METHODS = ["soon", "threadsafe", "later", "at", "sleep"]
+LONGEST = 200  # iterations; more than any program here takes
 
 
 @dataclass
@@ -36,20 +37,30 @@ class Step:
     stops: bool = False
 
 
-def steps(children: st.SearchStrategy[list[Step]]) -> st.SearchStrategy[list[Step]]:
-    step = st.builds(
-        Step,
-        method=st.sampled_from(METHODS),
-        delay=st.integers(0, 9),
-        children=children,
-        cancels=st.lists(st.integers(0, 30), max_size=2),
-        raises=st.sampled_from([False] * 9 + [True]),
-        stops=st.sampled_from([False] * 9 + [True]),
-    )
-    return st.lists(step, max_size=5)
+# A parent of 0 is the program itself; any other number picks one of the steps before.
+SEEDS = st.tuples(
+    st.sampled_from(METHODS),
+    st.integers(0, 9),
+    st.integers(0, 8),
+    st.lists(st.integers(0, 60), max_size=2),
+    st.sampled_from([False] * 9 + [True]),
+    st.sampled_from([False] * 9 + [True]),
+)
 
 
-PROGRAMS: st.SearchStrategy[list[Step]] = st.recursive(st.builds(list), steps, max_leaves=12)
+def grow(seeds: list[tuple[str, int, int, list[int], bool, bool]]) -> list[Step]:
+    """A program as a tree: what its first callbacks are, and what each of them schedules in turn."""
+    program: list[Step] = []
+    steps: list[Step] = []
+    for method, delay, parent, cancels, raises, stops in seeds:
+        step = Step(method, delay, cancels=cancels, raises=raises, stops=stops)
+        siblings = steps[-parent].children if 0 < parent <= len(steps) else program
+        siblings.append(step)
+        steps.append(step)
+    return program
+
+
+PROGRAMS: st.SearchStrategy[list[Step]] = st.lists(SEEDS, min_size=5, max_size=60).map(grow)
 
 
 class Interpreter:
@@ -106,12 +117,9 @@ class Interpreter:
             for index in cancelled_outside:
                 if self.handles:
                     self.handles[index % len(self.handles)].cancel()
-            for _ in range(12):
+            for _ in range(LONGEST):
                 self.log.append(("iteration",))
                 self.loop.stop()
-                self.loop.run_forever()
-            for _ in range(8):  # the same once more, with the loop's own iterations not cut by ours
-                self.loop.call_soon(self.loop.stop)
                 self.loop.run_forever()
             return self.log
         finally:
@@ -142,7 +150,7 @@ def run_freely(loop: asyncio.AbstractEventLoop, program: list[Step]) -> Log:
     try:
         for step in program:
             interpreter.schedule(step)
-        loop.call_soon(last, 40)
+        loop.call_soon(last, LONGEST)
         loop.run_forever()
         assert all(task.done() for task in interpreter.tasks)
         return interpreter.log
