@@ -56,7 +56,9 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
 
         Raises RuntimeError if the loop is closed or running, or if another loop runs in this thread.
         """
+        # Here already: 3.13.0's own check comes too late to leave the loop that runs alone.
         self._check_closed()  # type: ignore[attr-defined]
+        self._check_running()  # type: ignore[attr-defined]
         self._signals.begin_run()
         try:
             super().run_forever()

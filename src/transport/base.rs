@@ -72,8 +72,9 @@ impl State {
     }
 }
 
+// No `dict`: on 3.11 the interpreter allocates it, and may collect, while what is ours in the object is not there yet.
 /// What stream and datagram transports have in common (asyncio's `Transport`, in the eyes of `isinstance`).
-#[pyclass(subclass, frozen, weakref, dict, module = "mioloop._core")]
+#[pyclass(subclass, frozen, weakref, module = "mioloop._core")]
 pub struct Transport {
     /// The class's own name.
     name: &'static str,
