@@ -89,8 +89,8 @@ fn is_socket(sock: &Bound<'_, PyAny>) -> PyResult<bool> {
 
 /// Of the internet families, on whose streams nothing travels but bytes.
 pub(super) fn is_internet(sock: &Bound<'_, PyAny>) -> PyResult<bool> {
-    let family: libc::c_int = sock.getattr(intern!(sock.py(), "family"))?.extract()?;
-    Ok(matches!(family, libc::AF_INET | libc::AF_INET6))
+    let family = sock.getattr(intern!(sock.py(), "family"))?;
+    Ok(matches!(family.extract::<libc::c_int>(), Ok(libc::AF_INET | libc::AF_INET6)))
 }
 
 /// The dictionary behind `get_extra_info` for a socket that Python has made. (The names and the errors that are
