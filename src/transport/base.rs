@@ -133,7 +133,8 @@ impl Transport {
         let (py, this) = (slf.py(), slf.get());
         let event_loop = this.event_loop.bind(py);
         let Some(protocol) = this.protocol(py) else { return Ok(()) };
-        Self::watch(slf, Direction::Read)?;
+        // What can't be watched is told when reading starts, as in asyncio; until then it may be written to.
+        let _told_later = Self::watch(slf, Direction::Read);
         let connection_made = protocol.getattr(intern!(py, "connection_made"))?;
         EventLoop::schedule(event_loop, connection_made, PyTuple::new(py, [slf])?, &this.context)?;
         event_loop.get().schedule_start(py, slf.clone().unbind());
@@ -148,7 +149,14 @@ impl Transport {
     /// The protocol knows the connection: data may come, or has come already.
     pub fn start_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        this.state.borrow_mut(py).started = true;
+        let registered = {
+            let mut state = this.state.borrow_mut(py);
+            state.started = true;
+            state.registration.is_some() || state.closing
+        };
+        if !registered {
+            return Self::watch(slf, Direction::Read);
+        }
         this.read_on(py);
         Ok(())
     }

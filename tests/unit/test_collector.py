@@ -1,4 +1,4 @@
-"""The collector runs whenever it likes: also while an object of ours is being made, and before it is whole."""
+"""The collector runs whenever it likes, also while an object of ours is being made and is not whole yet."""
 
 import asyncio
 import gc

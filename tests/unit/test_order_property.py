@@ -60,7 +60,7 @@ def grow(seeds: list[tuple[str, int, int, list[int], bool, bool]]) -> list[Step]
     return program
 
 
-PROGRAMS: st.SearchStrategy[list[Step]] = st.lists(SEEDS, min_size=5, max_size=60).map(grow)
+PROGRAMS: st.SearchStrategy[list[Step]] = st.lists(SEEDS, min_size=15, max_size=60).map(grow)
 
 
 class Interpreter:

@@ -21,7 +21,7 @@ OTHER_RUNNING = "^Cannot run the event loop while another loop is running$"
 
 
 asyncio_forgets = pytest.mark.mioloop_only(
-    (3, 12) <= sys.version_info < (3, 13, 1),
+    (3, 13) <= sys.version_info < (3, 13, 3),
     reason="asyncio of these versions takes its loop for stopped after it refused a second run_forever",
 )
 

@@ -22,7 +22,7 @@ from .support import Caught, run, settle, until
 PIPE, DEVNULL, STDOUT = subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT
 
 # Tells that it is ready, so that a signal cannot come before its handler, and waits.
-READY_THEN_WAIT = "echo ready; sleep 60 >/dev/null 2>&1 & wait $!"
+READY_THEN_WAIT = "sleep 60 >/dev/null 2>&1 & echo ready; wait $!"
 
 
 @pytest.fixture(autouse=True)

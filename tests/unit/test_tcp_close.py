@@ -267,7 +267,7 @@ def test_abort_in_pause_writing(loop: asyncio.AbstractEventLoop) -> None:
 
 
 @pytest.mark.mioloop_only(
-    sys.version_info < (3, 14, 6), reason="asyncio of these versions loses the connection twice"
+    sys.version_info < (3, 14, 10), reason="asyncio of these versions loses the connection twice"
 )
 @pytest.mark.parametrize("method", ["close", "abort"])
 def test_the_end_in_resume_writing(loop: asyncio.AbstractEventLoop, method: str) -> None:

@@ -179,7 +179,7 @@ def test_writelines_of_mixed_sorts(loop: asyncio.AbstractEventLoop) -> None:
 
 
 @pytest.mark.mioloop_only(
-    (3, 12) <= sys.version_info < (3, 14, 6),
+    (3, 12) <= sys.version_info < (3, 14, 10),
     reason="asyncio of these versions tries for ever to send an empty piece",
 )
 def test_writelines_of_empty_pieces(loop: asyncio.AbstractEventLoop) -> None:
@@ -313,7 +313,7 @@ def test_a_high_watermark_of_zero_pauses_at_once(loop: asyncio.AbstractEventLoop
 
 
 @pytest.mark.mioloop_only(
-    (3, 12) <= sys.version_info < (3, 13, 1), reason="asyncio of these versions forgot to pause"
+    (3, 12) <= sys.version_info < (3, 13, 2), reason="asyncio of these versions forgot to pause"
 )
 def test_writelines_pauses_the_protocol(loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
