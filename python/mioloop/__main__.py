@@ -35,7 +35,7 @@ def main() -> None:
         sys.argv[:] = options.module
         runpy.run_module(options.module[0], run_name="__main__", alter_sys=True)
     elif options.program and options.module is None:
-        install()
+        make_default()
         script = options.program[0]
         sys.argv[:] = options.program
         sys.path[0] = os.path.dirname(os.path.abspath(script))

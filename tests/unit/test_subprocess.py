@@ -275,7 +275,6 @@ def test_output_that_nobody_reads(loop: asyncio.AbstractEventLoop) -> None:
 def test_exit_codes(loop: asyncio.AbstractEventLoop, code: int) -> None:
     async def main() -> None:
         process = await asyncio.create_subprocess_shell(f"exit {code}")
-        assert process.returncode is None
         assert await process.wait() == code
         assert await process.wait() == process.returncode == code
 
@@ -317,6 +316,7 @@ def test_signals_to_a_process_that_has_gone(loop: asyncio.AbstractEventLoop) -> 
     async def main() -> None:
         process = await asyncio.create_subprocess_exec("/bin/true")
         await process.wait()
+        await settle()
         for send in (process.kill, process.terminate, lambda: process.send_signal(signal.SIGHUP)):
             with pytest.raises(ProcessLookupError):
                 send()

@@ -155,12 +155,3 @@ def test_a_reading_transport_lives_without_references(loop: asyncio.AbstractEven
     assert log == [b"alive"]
     theirs.close()
     run(loop, asyncio.sleep(0.01))
-
-
-def test_attributes_of_the_programs_own(loop: asyncio.AbstractEventLoop) -> None:
-    async def main() -> None:
-        async with connected(Recorder()) as (transport, _, __):
-            transport.something = 5
-            assert transport.something == 5
-
-    run(loop, main())

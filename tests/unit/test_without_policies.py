@@ -5,6 +5,7 @@ In a child process, with all that asyncio calls a policy taken out of it.
 
 import subprocess
 import sys
+from pathlib import Path
 
 TAKE_OUT_POLICIES = """
 import asyncio, sys
@@ -52,14 +53,26 @@ else:
     )
 
 
-def test_the_command_line_needs_no_policy() -> None:
-    child(
+def test_the_command_line_needs_no_policy(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
         """
-from mioloop.__main__ import make_default
-make_default()
+import asyncio, sys
+
+async def loop_class():
+    return type(asyncio.get_running_loop())
+
+assert sys.argv[1:] == ["argument"]
+assert asyncio.run(loop_class()).__module__ == "mioloop.loop"
 loop = asyncio.new_event_loop()
-assert type(loop) is mioloop.Loop
+assert type(loop).__module__ == "mioloop.loop"
 loop.close()
-assert asyncio.run(loop_class()) is mioloop.Loop
+"""
+    )
+    child(
+        f"""
+from mioloop.__main__ import main
+sys.argv = ["mioloop", {str(script)!r}, "argument"]
+main()
 """
     )
