@@ -3,7 +3,7 @@
 use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyKeyboardInterrupt, PySystemExit};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
+use pyo3::types::{PyDict, PyTuple, PyType};
 
 /// Objects of the standard library that the core calls or compares with.
 pub struct Asyncio {
@@ -41,7 +41,11 @@ impl Asyncio {
                     .or_else(|_| class("asyncio.events", "Handle"))?,
                 timer_handle: class("asyncio.events", "TimerHandle")?,
                 transport: class("asyncio.transports", "_FlowControlMixin")?,
-                datagram_transport: class("asyncio.selector_events", "_SelectorDatagramTransport")?,
+                datagram_transport: both(
+                    py,
+                    "asyncio.transports",
+                    ["_FlowControlMixin", "DatagramTransport"],
+                )?,
                 buffered_protocol: attribute("asyncio.protocols", "BufferedProtocol")?,
                 transport_socket: attribute("asyncio.trsock", "TransportSocket")?,
                 socket: class("socket", "socket")?,
@@ -55,6 +59,16 @@ impl Asyncio {
             })
         })
     }
+}
+
+/// A class that is all of the named ones.
+fn both(py: Python<'_>, module: &str, names: [&str; 2]) -> PyResult<Py<PyType>> {
+    let module = py.import(module)?;
+    let bases = PyTuple::new(py, [module.getattr(names[0])?, module.getattr(names[1])?])?;
+    let body = PyDict::new(py);
+    body.set_item("__slots__", PyTuple::empty(py))?;
+    let class = py.get_type::<PyType>().call1((names[1], bases, body))?;
+    Ok(class.cast_into::<PyType>()?.unbind())
 }
 
 /// Whether a system call wants to be made again later. (Asked of the exception itself: on 3.11 pyo3 goes by the type
