@@ -17,7 +17,7 @@ mod transport;
 #[pyo3::pymodule]
 mod _core {
     #[pymodule_export]
-    use crate::event_loop::EventLoop;
+    use crate::event_loop::{_check_interpreter, EventLoop};
     #[pymodule_export]
     use crate::handle::{Handle, TimerHandle};
     #[pymodule_export]

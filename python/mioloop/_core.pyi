@@ -19,10 +19,13 @@ __all__ = [
     "StreamTransport",
     "TimerHandle",
     "Transport",
+    "_check_interpreter",
 ]
 
 _T_co = TypeVar("_T_co", covariant=True)
 _Ts = TypeVarTuple("_Ts")
+
+def _check_interpreter() -> None: ...
 
 @disjoint_base
 class Handle:

@@ -24,6 +24,8 @@ from typing import Any, TypeVarTuple, Unpack
 from . import _core
 from .signals import Signals
 
+_core._check_interpreter()
+
 _Selector: Any = unix_events._UnixSelectorEventLoop
 _wake: Any = asyncio.futures._set_result_unless_cancelled  # type: ignore[attr-defined]
 

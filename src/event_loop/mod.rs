@@ -9,10 +9,11 @@ mod services;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use mio::Waker;
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyImportError, PyRuntimeError};
+use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -125,6 +126,21 @@ impl EventLoop {
     fn take_incoming(&self) -> Vec<Py<Handle>> {
         self.shared.has_incoming.store(false, Ordering::SeqCst);
         std::mem::take(&mut *self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Raises ImportError in any interpreter but the first that calls it.
+///
+/// What the core has looked up of the standard library belongs to one interpreter; in another it would be the wrong
+/// objects. (pyo3 refuses to initialise the module there, but CPython may hand out the one that exists.)
+#[pyfunction]
+pub fn _check_interpreter(_py: Python<'_>) -> PyResult<()> {
+    static FIRST: OnceLock<i64> = OnceLock::new();
+    // SAFETY: attached, as the token shows.
+    let id = unsafe { ffi::PyInterpreterState_GetID(ffi::PyInterpreterState_Get()) };
+    match *FIRST.get_or_init(|| id) == id {
+        true => Ok(()),
+        false => Err(PyImportError::new_err("mioloop can be used in one interpreter of a process only")),
     }
 }
 

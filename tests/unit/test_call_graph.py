@@ -1,7 +1,7 @@
 """Looking into a program that runs: `capture_call_graph` from inside, `python -m asyncio ps` from outside.
 
-Both follow tasks and futures, not loops; so what they show of a program on mioloop must be what they show of it on
-asyncio's loop.
+Both follow tasks and futures, not loops; what they show of a program on mioloop must be what they show
+of it on asyncio's loop.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def test_the_graph_of_a_task(loop: asyncio.AbstractEventLoop) -> None:
         event = asyncio.Event()
         task = asyncio.create_task(outer(event), name="outer")
         await until(lambda: len(asyncio.all_tasks()) >= 4)
-        await until(lambda: len(event._waiters) == 2)  # type: ignore[attr-defined]
+        await until(lambda: len(event._waiters) == 2)
         [first] = [task for task in asyncio.all_tasks() if task.get_name() == "first"]
         graph = api.capture_call_graph(first)
         assert graph.future is first
@@ -112,7 +112,9 @@ with asyncio.Runner(loop_factory=new_event_loop) as runner:
 """
 
 
-def look_into(factory: Callable[[], asyncio.AbstractEventLoop], command: str) -> subprocess.CompletedProcess[str]:
+def look_into(
+    factory: Callable[[], asyncio.AbstractEventLoop], command: str
+) -> subprocess.CompletedProcess[str]:
     """Runs the program on that loop and `python -m asyncio COMMAND` on the program."""
     script = import_line(factory) + PROGRAM
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as program:

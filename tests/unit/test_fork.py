@@ -1,5 +1,5 @@
-"""Forked children: a poller is one object in the kernel, which parent and child would share; so the child must part
-from it before it can do any harm.
+"""Forked children: a poller is one object in the kernel, which parent and child would share; so the child
+must part from it before it can do any harm.
 
 What the child finds wrong makes its exit code non-zero, and its traceback is in the captured output.
 """
@@ -163,13 +163,13 @@ def test_the_child_watches_the_same_descriptors(loop: asyncio.AbstractEventLoop)
 
 @shares_its_poller
 def test_the_child_watches_what_its_parent_closes(loop: asyncio.AbstractEventLoop) -> None:
-    """The kernel's registration lives as long as the file does, and the child has it open: the parent must not
-    hear of a descriptor that it has closed, nor of the new one that has its number."""
+    """The kernel's registration lives as long as the file does, and the child has it open: the parent
+    must not hear of a descriptor that it has closed, nor of the new one that has its number."""
     heard: list[str] = []
     reader, writer = pipe()
     go, started = os.pipe()
     loop.add_reader(reader, heard.append, "stale")
-    pid = fork(lambda: (os.close(started), os.read(go, 1)))
+    pid = fork(lambda: (os.close(started), os.read(go, 1)))  # type: ignore[func-returns-value]
     loop.remove_reader(reader)
     os.close(reader)
     other_reader, other_writer = pipe()
@@ -197,7 +197,9 @@ def test_the_child_closes_transports(loop: asyncio.AbstractEventLoop, method: st
         left, right = socketpair()
         transport, _ = await loop.create_connection(Echo, sock=left)
         server = await loop.create_server(Echo, "127.0.0.1", 0)
-        endpoint, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0))
+        endpoint, _ = await loop.create_datagram_endpoint(
+            asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0)
+        )
         reader, writer = pipe()
         pipe_transport, _ = await loop.connect_read_pipe(Recorder, open(reader, "rb", buffering=0))
         return transport, server, (endpoint, pipe_transport), right, reader, writer
@@ -298,7 +300,9 @@ def test_parent_and_child_both_run_on(loop: asyncio.AbstractEventLoop) -> None:
 # Signals.
 
 
-@pytest.mark.mioloop_only(sys.version_info < (3, 12), reason="asyncio's child wrote to its parent's wakeup descriptor")
+@pytest.mark.mioloop_only(
+    sys.version_info < (3, 12), reason="asyncio's child wrote to its parent's wakeup descriptor"
+)
 @pytest.mark.parametrize("running", [True, False])
 def test_signals_of_the_child(loop: asyncio.AbstractEventLoop, running: bool) -> None:
     heard: list[int] = []
@@ -363,7 +367,9 @@ def test_the_child_handles_its_signals(loop: asyncio.AbstractEventLoop) -> None:
 
 
 @pytest.mark.parametrize("where", ["in a callback", "in a task", "outside", "in a thread"])
-def test_a_new_loop_in_the_child(loop: asyncio.AbstractEventLoop, loop_factory: LoopFactory, where: str) -> None:
+def test_a_new_loop_in_the_child(
+    loop: asyncio.AbstractEventLoop, loop_factory: LoopFactory, where: str
+) -> None:
     child = functools.partial(run_anew, loop_factory)
 
     async def main() -> None:
@@ -424,7 +430,7 @@ def test_many_children(loop: asyncio.AbstractEventLoop, loop_factory: LoopFactor
 
 
 FORKING_SERVER = """
-import asyncio, os, sys
+import asyncio, os, sys, warnings
 
 async def main():
     loop = asyncio.get_running_loop()
@@ -432,16 +438,12 @@ async def main():
     address = server.sockets[0].getsockname()
     await ask(address)
     for way in ("exit", "_exit", "raise"):
-        with warnings_off():
-            pid = os.fork()
-        if pid == 0:
-            if way == "exit":
-                sys.exit(7)
-            if way == "raise":
-                raise KeyboardInterrupt
-            os._exit(7)
-        await asyncio.sleep(0.01)
-        _, status = await loop.run_in_executor(None, os.waitpid, pid, 0)
+        pids = []
+        # Not from within a task: from 3.12 on a child finds that its parent's task is nobody's.
+        loop.call_soon(lambda: pids.append(fork(way)))
+        while not pids:
+            await asyncio.sleep(0)
+        _, status = await loop.run_in_executor(None, os.waitpid, pids[0], 0)
         print(way, os.waitstatus_to_exitcode(status))
         await ask(address)
         await asyncio.gather(*(ask(address) for _ in range(20)))
@@ -449,9 +451,16 @@ async def main():
     await server.wait_closed()
     print("done")
 
-def warnings_off():
-    import warnings
-    return warnings.catch_warnings(action="ignore") if sys.version_info >= (3, 12) else warnings.catch_warnings()
+def fork(way):
+    warnings.simplefilter("ignore")
+    pid = os.fork()
+    if pid == 0:
+        if way == "exit":
+            sys.exit(7)
+        if way == "raise":
+            raise KeyboardInterrupt
+        os._exit(7)
+    return pid
 
 async def handle(reader, writer):
     writer.write(await reader.readline())
@@ -472,11 +481,14 @@ with asyncio.Runner(loop_factory=new_event_loop) as runner:
 
 @shares_its_poller
 def test_a_child_that_ends_as_programs_do(loop_factory: LoopFactory) -> None:
-    """It leaves the loop by an exception, closes its copy of it, and its interpreter clears everything away."""
+    """It leaves the loop by an exception, closes its copy of it, and its interpreter clears everything
+    away."""
     script = import_line(loop_factory) + FORKING_SERVER
     command = [sys.executable, "-c", script]
     result = subprocess.run(command, capture_output=True, text=True, timeout=SAFETY)
-    assert result.stdout.split("\n")[:-1] == ["exit 7", "_exit 7", f"raise {-signal.SIGINT}", "done"], result.stderr
+    assert result.stdout.split("\n")[:-1] == ["exit 7", "_exit 7", f"raise {-signal.SIGINT}", "done"], (
+        result.stderr
+    )
     assert result.returncode == 0
 
 
@@ -485,7 +497,8 @@ def test_a_child_that_ends_as_programs_do(loop_factory: LoopFactory) -> None:
 
 @pytest.fixture
 def _no_helper_left() -> Iterator[None]:
-    """multiprocessing keeps two processes of its own until the interpreter ends; other tests count children."""
+    """multiprocessing keeps two processes of its own until the interpreter ends; other tests count
+    children."""
     yield
     multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
     multiprocessing.resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]

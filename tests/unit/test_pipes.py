@@ -137,7 +137,7 @@ def test_streams_over_a_pipe(loop: asyncio.AbstractEventLoop, pipe: Ends) -> Non
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe.reader)
         factory = asyncio.streams.FlowControlMixin
         transport, protocol = await loop.connect_write_pipe(factory, pipe.writer)
-        writer = asyncio.StreamWriter(transport, protocol, None, loop)  # type: ignore[arg-type]
+        writer = asyncio.StreamWriter(transport, protocol, None, loop)
 
         async def send() -> None:
             for number in range(20_000):
@@ -293,7 +293,7 @@ def test_backpressure(loop: asyncio.AbstractEventLoop, ends: Ends) -> None:
                 received += read_all(ends.reader)
                 await asyncio.sleep(0)
             assert received == sent
-            await until(lambda turn=turn: protocol.names.count("resume") == turn)  # type: ignore[misc]
+            await until(lambda turn=turn: protocol.names.count("resume") == turn)
         assert protocol.names == ["made"] + ["pause", "resume"] * 3
         transport.close()
         await until(lambda: protocol.is_lost)
@@ -367,7 +367,7 @@ def test_abort_drops_what_is_buffered(loop: asyncio.AbstractEventLoop, pipe: End
 
 
 def test_the_reader_goes_away(loop: asyncio.AbstractEventLoop, ends: Ends) -> None:
-    """A writer that has nothing to write notices as well. (Not at a terminal, which is writable to the end.)"""
+    """A writer that has nothing to write notices too. (Not at a terminal, writable to the end.)"""
 
     async def main() -> None:
         _, protocol = await loop.connect_write_pipe(Recorder, ends.writer)
@@ -387,7 +387,9 @@ def test_the_reader_goes_away(loop: asyncio.AbstractEventLoop, ends: Ends) -> No
 
 
 @pytest.mark.parametrize("kind", ["pipe", "fifo", "socket"])
-def test_the_reader_goes_away_while_we_write(loop: asyncio.AbstractEventLoop, tmp_path: Path, kind: str) -> None:
+def test_the_reader_goes_away_while_we_write(
+    loop: asyncio.AbstractEventLoop, tmp_path: Path, kind: str
+) -> None:
     async def main() -> None:
         with Ends(kind, tmp_path) as ends:
             transport, protocol = await loop.connect_write_pipe(Recorder, ends.writer)
@@ -431,7 +433,7 @@ def test_a_fifo_has_readers_again(loop: asyncio.AbstractEventLoop, tmp_path: Pat
         for number in range(5):
             with open(path, "wb", buffering=0) as writer:
                 writer.write(b"%d" % number)
-            await until(lambda number=number: len(protocol.data) == number + 1)  # type: ignore[misc]
+            await until(lambda number=number: len(protocol.data) == number + 1)
         assert protocol.data == b"01234"
         assert not protocol.is_lost
         transport.close()
@@ -446,7 +448,7 @@ def test_both_ways_at_a_terminal(loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
         ours, theirs = pty.openpty()
         settings = termios.tcgetattr(theirs)
-        settings[3] &= ~termios.ECHO  # type: ignore[operator]
+        settings[3] &= ~termios.ECHO
         termios.tcsetattr(theirs, termios.TCSANOW, settings)
         reading, reader = await loop.connect_read_pipe(Recorder, open(os.dup(ours), "rb", buffering=0))
         writing, writer = await loop.connect_write_pipe(Recorder, open(ours, "wb", buffering=0))

@@ -1,4 +1,4 @@
-"""Subprocesses: every form of standard stream, signals and exit codes, from any thread, and nothing left behind."""
+"""Subprocesses: every form of standard stream, signals, exit codes, any thread, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -105,7 +105,11 @@ def test_the_protocol(loop: asyncio.AbstractEventLoop, method: str) -> None:
         assert (protocol.data(1), protocol.data(2)) == (b"hello", b"error\n")
         names = [event[0] for event in protocol.events]
         assert names.count("exited") == names.count("lost") == 1
-        assert {event[1:] for event in protocol.events if event[0] == "pipe lost"} == {(0, None), (1, None), (2, None)}
+        assert {event[1:] for event in protocol.events if event[0] == "pipe lost"} == {
+            (0, None),
+            (1, None),
+            (2, None),
+        }
         assert protocol.events[-1] == ("lost", None)
         assert transport.get_returncode() == 3
         assert "returncode=3" in repr(transport)
@@ -179,7 +183,9 @@ def test_a_socket_as_a_stream(loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        process = await asyncio.create_subprocess_exec("/bin/cat", stdin=theirs, stdout=theirs)
+        process = await asyncio.create_subprocess_exec(
+            "/bin/cat", stdin=theirs.fileno(), stdout=theirs.fileno()
+        )
         theirs.close()
         await loop.sock_sendall(ours, b"there and back")
         assert await loop.sock_recv(ours, 100) == b"there and back"
@@ -305,7 +311,7 @@ def test_a_signal_that_the_child_handles(loop: asyncio.AbstractEventLoop) -> Non
         assert process.stdout
         assert await process.stdout.readline() == b"ready\n"
         process.terminate()
-        assert await process.communicate() == (b"caught\n", None)
+        assert await process.communicate() == (b"caught\n", None)  # type: ignore[comparison-overlap]
         assert process.returncode == 5
         os.killpg(process.pid, signal.SIGKILL)  # the sleeper that it left behind
 
@@ -409,7 +415,9 @@ def test_no_such_program(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> Non
         before = descriptors()
         for _ in range(5):
             with pytest.raises(FileNotFoundError):
-                await asyncio.create_subprocess_exec(tmp_path / "missing", stdin=PIPE, stdout=PIPE, stderr=PIPE)
+                await asyncio.create_subprocess_exec(
+                    tmp_path / "missing", stdin=PIPE, stdout=PIPE, stderr=PIPE
+                )
             with pytest.raises(PermissionError):
                 await asyncio.create_subprocess_exec(tmp_path, stdin=PIPE, stdout=PIPE, stderr=PIPE)
             with pytest.raises(FileNotFoundError):
@@ -530,7 +538,9 @@ def test_no_descriptor_of_the_loop(loop: asyncio.AbstractEventLoop, close_fds: b
         loop.add_signal_handler(signal.SIGUSR1, print)
         other, protocol = await loop.subprocess_exec(Recorder, "/bin/cat")
         pipes = [other.get_pipe_transport(number) for number in range(3)]
-        ours = {os.readlink(f"/proc/self/fd/{pipe.get_extra_info('pipe').fileno()}") for pipe in pipes if pipe}
+        ours = {
+            os.readlink(f"/proc/self/fd/{pipe.get_extra_info('pipe').fileno()}") for pipe in pipes if pipe
+        }
         assert len(ours) == 3
         _, out, _ = await shell("ls -l /proc/self/fd", stdin=DEVNULL, stdout=PIPE, close_fds=close_fds)
         assert out
@@ -627,7 +637,7 @@ class TestWatcher:
             warnings.simplefilter("ignore", DeprecationWarning)
 
             class Watcher(asyncio.ThreadedChildWatcher):  # type: ignore[name-defined, misc, unused-ignore]
-                def add_child_handler(self, pid: int, *args: Any) -> None:
+                def add_child_handler(self, pid: int, *args: Any) -> None:  # type: ignore[override]
                     watched.append(pid)
                     super().add_child_handler(pid, *args)
 
@@ -669,7 +679,7 @@ class TestWatcher:
 
 
 def test_somebody_else_reaps(loop: asyncio.AbstractEventLoop, caplog: pytest.LogCaptureFixture) -> None:
-    """A program that ignores SIGCHLD lets the kernel reap its children: their exit codes are lost, nothing else."""
+    """A program that ignores SIGCHLD lets the kernel reap its children: only their exit codes are lost."""
 
     async def main() -> None:
         code, out, _ = await shell("cat; exit 3", input=b"output\n", stdin=PIPE, stdout=PIPE)

@@ -1,4 +1,4 @@
-"""Unix sockets: what a path may be, what happens to its file, and that a stream over one is a stream like any other."""
+"""Unix sockets: what a path may be, what happens to its file, and a stream that is like any other."""
 
 from __future__ import annotations
 
@@ -125,13 +125,13 @@ def test_connecting_to_what_is_no_server(loop: asyncio.AbstractEventLoop, tmp_pa
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(str(stale))
         with pytest.raises(FileNotFoundError):
-            await loop.create_unix_connection(Echo, missing)
+            await loop.create_unix_connection(Echo, missing)  # type: ignore[arg-type]
         with pytest.raises(ConnectionRefusedError):
-            await loop.create_unix_connection(Echo, regular)
+            await loop.create_unix_connection(Echo, regular)  # type: ignore[arg-type]
         with pytest.raises(ConnectionRefusedError):
-            await loop.create_unix_connection(Echo, stale)
+            await loop.create_unix_connection(Echo, stale)  # type: ignore[arg-type]
         with pytest.raises(TypeError):
-            await loop.create_unix_connection(Echo, 42)  # type: ignore[call-overload]
+            await loop.create_unix_connection(Echo, 42)  # type: ignore[arg-type]
 
     run(loop, main())
 
@@ -152,7 +152,7 @@ def test_a_stale_file_is_replaced(loop: asyncio.AbstractEventLoop, tmp_path: Pat
 
 
 def test_a_server_takes_the_path_from_another(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
-    """asyncio does not ask whether somebody still listens there; and the old server leaves the new one's file alone."""
+    """asyncio does not ask whether somebody listens there; the old server leaves the new one's file alone."""
 
     async def main() -> None:
         path = tmp_path / "socket"
@@ -359,7 +359,7 @@ def test_arguments_that_do_not_go_together(loop: asyncio.AbstractEventLoop, meth
 def test_ssl_is_no_bool_for_a_server(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
     async def main() -> None:
         with pytest.raises(TypeError, match="^ssl argument must be an SSLContext or None$"):
-            await loop.create_unix_server(Echo, tmp_path / "socket", ssl=True)  # type: ignore[arg-type]
+            await loop.create_unix_server(Echo, tmp_path / "socket", ssl=True)
 
     run(loop, main())
 
@@ -515,7 +515,7 @@ def test_a_server_ends_its_connections(loop: asyncio.AbstractEventLoop, tmp_path
             return protocols[-1]
 
         server = await loop.create_unix_server(factory, path)
-        clients = [(await loop.create_unix_connection(Recorder, path))[1] for _ in range(5)]
+        clients = [(await loop.create_unix_connection(Recorder, path))[1] for _ in range(5)]  # type: ignore[arg-type]
         await until(lambda: len(protocols) == 5)
         server.close()
         waiting = asyncio.create_task(server.wait_closed())
