@@ -36,6 +36,12 @@ class TestHung(SystemExit):
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mioloop_only(condition=True, *, reason): asyncio promises less")
+    config.addinivalue_line("markers", "normal_mode: says what debug mode does otherwise")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if asyncio.coroutines._is_debug_mode() and item.get_closest_marker("normal_mode"):  # type: ignore[attr-defined]
+        pytest.skip("asyncio's debug mode is on")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -105,6 +105,7 @@ def test_any_callable_will_do(loop: asyncio.AbstractEventLoop) -> None:
     assert Adder.log == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.normal_mode
 def test_an_uncallable_is_reported_when_it_should_run(loop: Any, caught: Caught) -> None:
     handle = loop.call_soon(None, 1)
     run_once(loop)

@@ -29,6 +29,7 @@ SCHEDULE: dict[str, Callable[..., asyncio.Handle]] = {
 }
 
 
+@pytest.mark.normal_mode
 @pytest.mark.parametrize("method", SCHEDULE)
 def test_the_context_of_a_failed_callback(
     loop: asyncio.AbstractEventLoop, caught: Caught, method: str

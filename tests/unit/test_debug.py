@@ -23,6 +23,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def coroutine_function() -> None: ...
 
 
+@pytest.mark.normal_mode
 def test_set_debug(loop: asyncio.AbstractEventLoop) -> None:
     assert loop.get_debug() is False
     loop.set_debug(True)
@@ -54,6 +55,7 @@ def test_set_debug_while_running(loop: asyncio.AbstractEventLoop) -> None:
     assert sys.get_coroutine_origin_tracking_depth() == 0
 
 
+@pytest.mark.normal_mode
 def test_the_origin_of_coroutines_is_tracked(loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> object:
         coroutine: Any = coroutine_function()
@@ -155,6 +157,7 @@ def test_slow_timers_and_readers_are_logged(
     assert any("slow_reader" in message for message in warnings_of(caplog))
 
 
+@pytest.mark.normal_mode
 def test_nothing_is_logged_when_debug_is_off(
     loop: asyncio.AbstractEventLoop, caplog: pytest.LogCaptureFixture
 ) -> None:

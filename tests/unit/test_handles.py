@@ -111,6 +111,7 @@ def test_cancel_lets_go_of_callback_and_arguments(loop: asyncio.AbstractEventLoo
     assert [reference() for reference in watched] == [None, None]
 
 
+@pytest.mark.normal_mode
 def test_private_fields(loop: Any) -> None:
     for handle in (loop.call_soon(callback, 1, "two"), loop.call_later(5, callback, 1, "two")):
         assert handle._callback is callback
@@ -173,6 +174,7 @@ def test_handles_are_equal_only_to_themselves(loop: asyncio.AbstractEventLoop) -
     assert len({one, other, one}) == 2
 
 
+@pytest.mark.normal_mode
 def test_repr(loop: asyncio.AbstractEventLoop) -> None:
     handle = loop.call_soon(callback, 1, "two")
     source = f"{__file__}:{callback.__code__.co_firstlineno}"
@@ -186,6 +188,7 @@ def test_repr_of_a_partial(loop: asyncio.AbstractEventLoop) -> None:
     assert f" at {__file__}:" in text
 
 
+@pytest.mark.normal_mode
 def test_repr_of_a_builtin_and_of_an_instance(loop: Any) -> None:
     class Instance:
         def __call__(self) -> None: ...
@@ -199,6 +202,7 @@ def test_repr_of_a_builtin_and_of_an_instance(loop: Any) -> None:
     assert text.endswith(">")
 
 
+@pytest.mark.normal_mode
 def test_repr_cancelled(loop: asyncio.AbstractEventLoop) -> None:
     handle = loop.call_soon(callback)
     handle.cancel()
@@ -208,6 +212,7 @@ def test_repr_cancelled(loop: asyncio.AbstractEventLoop) -> None:
     assert repr(timer) == "<TimerHandle cancelled when=12.5>"
 
 
+@pytest.mark.normal_mode
 def test_repr_of_a_timer(loop: asyncio.AbstractEventLoop) -> None:
     source = f"{__file__}:{callback.__code__.co_firstlineno}"
     assert repr(loop.call_at(12.5, callback)) == f"<TimerHandle when=12.5 callback() at {source}>"

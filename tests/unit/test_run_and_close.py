@@ -30,6 +30,7 @@ async def answer(value: object = 42) -> object:
     return value
 
 
+@pytest.mark.normal_mode
 def test_a_fresh_loop(loop: asyncio.AbstractEventLoop) -> None:
     assert not loop.is_running()
     assert not loop.is_closed()
@@ -49,6 +50,7 @@ def test_is_running(loop: asyncio.AbstractEventLoop) -> None:
         asyncio.get_running_loop()
 
 
+@pytest.mark.normal_mode
 def test_repr_tells_the_state(loop: asyncio.AbstractEventLoop) -> None:
     name = type(loop).__name__
     assert repr(loop) == f"<{name} running=False closed=False debug=False>"
@@ -379,6 +381,7 @@ def test_create_task_after_close(loop: asyncio.AbstractEventLoop) -> None:
     coroutine.close()
 
 
+@pytest.mark.normal_mode
 def test_what_still_works_after_close(loop: asyncio.AbstractEventLoop) -> None:
     handle, timer = loop.call_soon(noop), loop.call_later(60, noop)
     loop.close()

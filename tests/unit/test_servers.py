@@ -388,6 +388,7 @@ def test_wrong_arguments(loop: Any) -> None:
 # Protocol factories
 
 
+@pytest.mark.normal_mode
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_a_factory_that_raises_drops_the_connection(loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:

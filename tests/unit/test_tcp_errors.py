@@ -124,6 +124,7 @@ def test_a_wrong_buffer(loop: asyncio.AbstractEventLoop, caught: Caught, wrong: 
     run(loop, main())
 
 
+@pytest.mark.normal_mode
 def test_connection_made(loop: asyncio.AbstractEventLoop, caught: Caught) -> None:
     """A plain callback to the loop: it is reported, and the connection lives."""
 
@@ -148,6 +149,7 @@ def test_connection_made(loop: asyncio.AbstractEventLoop, caught: Caught) -> Non
     run(loop, main())
 
 
+@pytest.mark.normal_mode
 def test_connection_lost(loop: asyncio.AbstractEventLoop, caught: Caught) -> None:
     class Raising(Recorder):
         def connection_lost(self, exc: Exception | None) -> None:

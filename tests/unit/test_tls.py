@@ -135,6 +135,7 @@ def test_the_name_of_the_server(loop: asyncio.AbstractEventLoop, tls: Contexts) 
     run(loop, main())
 
 
+@pytest.mark.normal_mode
 def test_a_wrong_name(loop: asyncio.AbstractEventLoop, tls: Contexts) -> None:
     async def main() -> None:
         async with serving(tls.server) as address:
@@ -148,6 +149,7 @@ def test_a_wrong_name(loop: asyncio.AbstractEventLoop, tls: Contexts) -> None:
     run(loop, main())
 
 
+@pytest.mark.normal_mode
 def test_an_unknown_authority(loop: asyncio.AbstractEventLoop, tls: Contexts) -> None:
     async def main() -> None:
         async with serving(tls.server) as address:
@@ -158,6 +160,7 @@ def test_an_unknown_authority(loop: asyncio.AbstractEventLoop, tls: Contexts) ->
     run(loop, main())
 
 
+@pytest.mark.normal_mode
 def test_a_client_that_does_not_speak_tls(loop: asyncio.AbstractEventLoop, tls: Contexts) -> None:
     async def main() -> None:
         async with serving(tls.server) as address:
@@ -188,6 +191,7 @@ def test_the_handshake_times_out(loop: asyncio.AbstractEventLoop, tls: Contexts)
     run(loop, main())
 
 
+@pytest.mark.normal_mode
 def test_a_handshake_that_times_out_at_the_server(loop: asyncio.AbstractEventLoop, tls: Contexts) -> None:
     async def main() -> None:
         async with serving(tls.server, ssl_handshake_timeout=0.01) as address:
