@@ -17,24 +17,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
 use super::flow::{self, FlowControl, Signal};
+use super::protocol::Protocol;
 use super::socket::{self, Names, Socket};
 use super::{DatagramTransport, StreamTransport};
 use crate::event_loop::{EventLoop, Owner};
 use crate::py::{Asyncio, AttachedCell, in_context, is_fatal};
 use crate::reactor::{Direction, Key, Readiness};
-
-pub(super) struct Protocol {
-    pub object: Py<PyAny>,
-    /// It lends its own buffer instead of being given bytes.
-    pub buffered: bool,
-}
-
-impl Protocol {
-    pub fn new(object: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let buffered = object.is_instance(Asyncio::get(object.py())?.buffered_protocol.bind(object.py()))?;
-        Ok(Protocol { object: object.clone().unbind(), buffered })
-    }
-}
 
 pub(super) struct State {
     pub socket: Socket,
@@ -350,7 +338,7 @@ impl Transport {
 
     /// Receives no more until `resume_reading`; what the peer sends meanwhile waits in the kernel, and then at the
     /// peer. As `asyncio.ReadTransport.pause_reading`: twice is as good as once.
-    fn pause_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
+    pub(super) fn pause_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
         {
             let mut state = slf.get().state.borrow_mut(slf.py());
             if state.closing || state.paused {
@@ -362,7 +350,7 @@ impl Transport {
     }
 
     /// Goes on receiving. As `asyncio.ReadTransport.resume_reading`.
-    fn resume_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
+    pub(super) fn resume_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         {
             let mut state = this.state.borrow_mut(py);

@@ -1,4 +1,4 @@
-//! What a program hands to `write`: bytes, or anything that shows bytes.
+//! What is handed to `write`: bytes, or anything that shows bytes.
 
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyBufferError, PyTypeError};
@@ -7,6 +7,9 @@ use pyo3::types::PyBytes;
 
 /// The argument of a write, readable without a copy.
 pub enum Data<'py> {
+    /// Of Rust code; what can't be sent at once must be copied.
+    #[allow(dead_code, reason = "only protocols that are Rust write so")]
+    Slice(&'py [u8]),
     /// Immutable: what can't be sent at once may be kept without a copy.
     Bytes(Bound<'py, PyBytes>),
     /// Somebody else may change it later: what can't be sent at once must be copied.
@@ -47,6 +50,7 @@ impl<'py> Data<'py> {
     /// The bytes. They must not be used after Python code has run, which could change them.
     pub fn as_slice(&self) -> &[u8] {
         match self {
+            Data::Slice(slice) => slice,
             Data::Bytes(bytes) => bytes.as_bytes(),
             Data::Buffer(buffer) if buffer.len_bytes() == 0 => &[],
             // SAFETY: the buffer is C-contiguous (checked in `new`), so `len_bytes` bytes lie at `buf_ptr`, and its

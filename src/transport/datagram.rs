@@ -14,7 +14,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView, PyTuple, PyType};
 
 use super::address;
-use super::base::{Parts, Protocol, Transport};
+use super::base::{Parts, Transport};
+use super::protocol::Protocol;
 use super::socket::{self, Socket};
 use crate::event_loop::EventLoop;
 use crate::py::{Asyncio, AttachedCell, copy_current_context, is_fatal, would_block};

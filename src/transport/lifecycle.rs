@@ -82,7 +82,8 @@ impl Transport {
         Self::force_close(slf, Some(error.into_value(py).into_bound(py).into_any()))
     }
 
-    fn force_close(slf: &Bound<'_, Self>, exc: Option<Bound<'_, PyAny>>) -> PyResult<()> {
+    /// Ends the connection at once; what was not sent is dropped. `exc` is what `connection_lost` is told.
+    pub(super) fn force_close(slf: &Bound<'_, Self>, exc: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         let py = slf.py();
         if let Ok(stream) = slf.cast::<StreamTransport>() {
             stream.get().clear(py);

@@ -15,7 +15,8 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::base::{Parts, Protocol, Transport};
+use super::base::{Parts, Transport};
+use super::protocol::Protocol;
 use super::socket::{self, Names, Socket};
 use crate::event_loop::EventLoop;
 use crate::py::{Asyncio, AttachedCell, copy_current_context};

@@ -12,6 +12,7 @@ use super::StreamTransport;
 use crate::py::is_fatal;
 use crate::sys;
 use crate::transport::Transport;
+use crate::transport::protocol::{Kind, NativeProtocol};
 
 const READ_FAILED: &str = "Fatal read error on socket transport";
 
@@ -22,13 +23,14 @@ impl StreamTransport {
         let protocol = {
             let state = this.state.borrow_mut(py);
             match &state.protocol {
-                Some(protocol) if state.may_read() => (protocol.object.bind(py).clone(), protocol.buffered),
+                Some(protocol) if state.may_read() => (protocol.object.bind(py).clone(), protocol.kind),
                 _ => return Ok(()),
             }
         };
         let result = match protocol {
-            (protocol, true) => Self::read_into_protocol(slf, &protocol),
-            (protocol, false) => Self::read_for_protocol(slf, &protocol),
+            (protocol, Kind::Plain) => Self::read_for_protocol(slf, &protocol),
+            (protocol, Kind::Buffered) => Self::read_into_protocol(slf, &protocol),
+            (protocol, Kind::Native(native)) => Self::read_natively(slf, &protocol, native),
         };
         this.read_on(py);
         result
@@ -97,6 +99,23 @@ impl StreamTransport {
             Ok(size) => match this.call_protocol(protocol, intern!(py, "buffer_updated"), (size,)) {
                 Err(error) => Self::protocol_failed(slf, error, "buffer_updated"),
                 Ok(_) => Ok(()),
+            },
+        }
+    }
+
+    /// For a protocol that is Rust.
+    fn read_natively(
+        slf: &Bound<'_, Self>,
+        protocol: &Bound<'_, PyAny>,
+        native: &'static dyn NativeProtocol,
+    ) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.as_super().get());
+        match native.offer(protocol, slf, &mut |memory| receive(this, py, memory)) {
+            Err(error) => Self::read_failed(slf, error),
+            Ok(0) => Self::read_eof(slf, protocol),
+            Ok(size) => match native.received(protocol, slf, size) {
+                Err(error) => Self::protocol_failed(slf, error, "data_received"),
+                Ok(()) => Ok(()),
             },
         }
     }

@@ -22,28 +22,7 @@ impl StreamTransport {
     /// (with a warning in the log from the sixth time on). Raises TypeError for what is not bytes-like and
     /// RuntimeError after `write_eof`. As `asyncio.WriteTransport.write`.
     fn write(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>) -> PyResult<()> {
-        let (py, this, base) = (slf.py(), slf.get(), slf.as_super());
-        let data = Data::new(data)?;
-        this.check_may_write(py, "write")?;
-        let length = data.as_slice().len();
-        if length == 0 || base.get().is_lost(py)? {
-            return Ok(());
-        }
-        let mut sent = 0;
-        if this.is_empty(py) {
-            sent = match sys::send(base.get().fd, data.as_slice()) {
-                Ok(sent) => sent,
-                Err(error) if error.is_transient() => 0,
-                Err(error) => return Transport::fatal_error(base, error.into(), WRITE_FAILED),
-            };
-            if sent == length {
-                return Ok(());
-            }
-            Transport::watch_writable(base)?;
-        }
-        this.output.borrow_mut(py).buffer.push(&data, sent);
-        Self::note_pending(slf);
-        Transport::grown(base)
+        Self::write_data(slf, &Data::new(data)?)
     }
 
     /// Sends all the pieces of an iterable, as if they were one. As `asyncio.WriteTransport.writelines`.
@@ -117,6 +96,31 @@ impl StreamTransport {
 }
 
 impl StreamTransport {
+    /// `write`, for Rust.
+    pub(in crate::transport) fn write_data(slf: &Bound<'_, Self>, data: &Data<'_>) -> PyResult<()> {
+        let (py, this, base) = (slf.py(), slf.get(), slf.as_super());
+        this.check_may_write(py, "write")?;
+        let length = data.as_slice().len();
+        if length == 0 || base.get().is_lost(py)? {
+            return Ok(());
+        }
+        let mut sent = 0;
+        if this.is_empty(py) {
+            sent = match sys::send(base.get().fd, data.as_slice()) {
+                Ok(sent) => sent,
+                Err(error) if error.is_transient() => 0,
+                Err(error) => return Transport::fatal_error(base, error.into(), WRITE_FAILED),
+            };
+            if sent == length {
+                return Ok(());
+            }
+            Transport::watch_writable(base)?;
+        }
+        this.output.borrow_mut(py).buffer.push(data, sent);
+        Self::note_pending(slf);
+        Transport::grown(base)
+    }
+
     fn is_empty(&self, py: Python<'_>) -> bool {
         self.output.borrow_mut(py).buffer.is_empty()
     }
