@@ -14,7 +14,8 @@ mod timers;
 mod transport;
 
 /// The extension module behind the `mioloop` package.
-#[pyo3::pymodule]
+// Without the interpreter lock `AttachedCell` is not safe, and since 0.28 pyo3 declares a module free of it by default.
+#[pyo3::pymodule(gil_used = true)]
 mod _core {
     #[pymodule_export]
     use crate::event_loop::{_check_interpreter, EventLoop};

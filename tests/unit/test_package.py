@@ -5,11 +5,13 @@ signatures.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import importlib.metadata
 import inspect
 import os
 import subprocess
 import sys
+import sysconfig
 from typing import Any
 
 import pytest
@@ -237,6 +239,7 @@ print("nothing changed")
 def test_in_place_of_uvloop() -> None:
     script = """
 import asyncio
+import ctypes
 import mioloop as uvloop
 
 async def main():
@@ -274,3 +277,28 @@ loop.close()
 def test_types_are_published() -> None:
     folder = os.path.dirname(mioloop.__file__)
     assert os.path.exists(os.path.join(folder, "py.typed"))
+
+
+@pytest.mark.skipif(
+    not (3, 13) <= sys.version_info < (3, 15), reason="where a module definition says it, and is what was used"
+)
+def test_the_core_asks_for_the_interpreter_lock() -> None:
+    """Without the lock its state would be unprotected. The answer is in slot Py_mod_gil of the definition."""
+    py_mod_gil, used, offset_of_slots = 4, 0, 9 * ctypes.sizeof(ctypes.c_void_p)
+    get_definition = ctypes.pythonapi.PyModule_GetDef
+    get_definition.restype, get_definition.argtypes = ctypes.c_void_p, [ctypes.py_object]
+    definition = get_definition(mioloop._core)
+    slots = ctypes.c_void_p.from_address(definition + offset_of_slots).value
+    assert slots is not None
+    answers = {}
+    while number := ctypes.c_int.from_address(slots).value:
+        value = ctypes.c_void_p.from_address(slots + ctypes.sizeof(ctypes.c_void_p)).value
+        answers[number] = value or 0
+        slots += 2 * ctypes.sizeof(ctypes.c_void_p)
+    assert answers[py_mod_gil] == used
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this interpreter always has the lock")
+def test_the_import_turns_the_interpreter_lock_on() -> None:
+    script = "import sys, mioloop; print(sys._is_gil_enabled())"
+    assert child(script, "-W", "ignore") == ("True\n", "", 0)
