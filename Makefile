@@ -30,7 +30,9 @@ endif
 VENV := .venv/$(TAG)
 BIN := $(VENV)/bin
 EXTENSION := python/mioloop/_core$(EXT_SUFFIX)
-CRATES := Cargo.toml $(wildcard benches/*/Cargo.toml)
+CRATES := Cargo.toml $(wildcard benches/*/Cargo.toml examples/*/Cargo.toml)
+# The extension that the tests and the benchmark have as a guest.
+EXAMPLE := $(VENV)/.example-rust_futures
 RUST_SOURCES := Cargo.toml $(wildcard Cargo.lock) pyproject.toml $(shell find src -name '*.rs' 2>/dev/null)
 # Not exported: test-more's makes for other Pythons shall not inherit it.
 TARGET := CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),$(CURDIR)/target/$(TAG))
@@ -68,7 +70,7 @@ test-unit: $(EXTENSION) $(VENV)/.group-test ## tests/unit
 	$(call say,unit tests)
 	@$(BIN)/python -m pytest --quiet tests/unit
 
-test-python: $(EXTENSION) $(VENV)/.group-test ## every test that pytest runs: unit, integration, the conformance runner's
+test-python: $(EXTENSION) $(EXAMPLE) $(VENV)/.group-test ## every test that pytest runs: unit, integration, the conformance runner's
 	$(call say,pytest)
 	@$(BIN)/python -m pytest --quiet
 
@@ -114,7 +116,7 @@ lint: $(EXTENSION) $(VENV)/.group-lint ## rustfmt, clippy, ruff, mypy and stubte
 	@$(BIN)/mypy
 	@$(BIN)/python -m mypy.stubtest mioloop._core --mypy-config-file pyproject.toml
 
-bench: $(EXTENSION) $(VENV)/.group-bench ## mioloop and its peers, measured side by side
+bench: $(EXTENSION) $(EXAMPLE) $(VENV)/.group-bench ## mioloop and its peers, measured side by side
 	@$(BIN)/python -m benches
 
 clean: ## remove what was built and installed here
@@ -139,4 +141,9 @@ $(VENV)/.group-%: $(VENV)/.base pyproject.toml
 $(EXTENSION): $(VENV)/.group-build $(RUST_SOURCES)
 	$(call say,building the extension (release))
 	$(call quietly,$(TARGET) VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release)
+	@touch $@
+
+$(EXAMPLE): $(VENV)/.group-build $(wildcard examples/rust_futures/* examples/rust_futures/src/*)
+	$(call say,building examples/rust_futures)
+	$(call quietly,$(TARGET) VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --manifest-path examples/rust_futures/Cargo.toml)
 	@touch $@

@@ -46,6 +46,8 @@ class InProcess(Row):
     """Operations in one unit of the body's count, for work that only exists in the thousands."""
     pinned: bool = True
     """Whether the process is kept on one core: not where the work is threads' or other processes'."""
+    modules: tuple[str, ...] = ()
+    """What the row can't do without, and is left out without."""
 
     def run(self, factory: Callable[[], Loop], seconds: float, samples: int) -> Sample:
         """Finds the count that takes about `seconds`, then takes the median of `samples` timings of it."""

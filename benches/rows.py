@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import http, micro, network, process
+from . import files, http, micro, network, process
 from .row import InProcess, Served
 
-ROWS: tuple[InProcess | Served, ...] = (*micro.ROWS, *network.ROWS, *http.ROWS, *process.ROWS)
+ROWS: tuple[InProcess | Served, ...] = (*micro.ROWS, *files.ROWS, *network.ROWS, *http.ROWS, *process.ROWS)

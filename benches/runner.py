@@ -79,9 +79,8 @@ def measure(row: InProcess | Served, loops: Sequence[str], rounds: int, effort: 
 
 def missing(row: InProcess | Served) -> list[str]:
     """What a row needs and the machine hasn't."""
-    if isinstance(row, InProcess):
-        return []
-    programs = [program for program in row.programs if shutil.which(program) is None]
+    programs = [] if isinstance(row, InProcess) else row.programs
+    programs = [program for program in programs if shutil.which(program) is None]
     return programs + [module for module in row.modules if importlib.util.find_spec(module) is None]
 
 

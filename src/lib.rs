@@ -5,9 +5,11 @@
 
 mod event_loop;
 mod fd_watch;
+mod fs;
 mod handle;
 mod py;
 mod reactor;
+mod runtime;
 mod sock;
 mod sys;
 mod timers;
@@ -19,6 +21,8 @@ mod transport;
 mod _core {
     #[pymodule_export]
     use crate::event_loop::{_check_interpreter, EventLoop};
+    #[pymodule_export]
+    use crate::fs::{File, Mailbox, _wait_for_writes};
     #[pymodule_export]
     use crate::handle::{Handle, TimerHandle};
     #[pymodule_export]

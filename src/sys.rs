@@ -2,6 +2,8 @@
 //!
 //! Each function takes a descriptor that its caller owns, retries nothing, and gives errno back as an [`Error`].
 
+pub mod files;
+
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::net::{Ipv4Addr, Ipv6Addr};

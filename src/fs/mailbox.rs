@@ -1,0 +1,190 @@
+//! Where a loop gets its results from the blocking threads.
+//!
+//! A thread posts a letter and, if the box was empty, raises the signal that the loop watches; the loop then delivers
+//! whatever is there. Letters name a number, not a future: what is Python's stays with the loop.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pyo3::exceptions::PyOSError;
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use slab::Slab;
+
+use super::outcome::Outcome;
+use crate::py::AttachedCell;
+use crate::runtime::{self, Writing};
+use crate::sys;
+use crate::sys::files::Signal;
+
+struct Letter {
+    number: usize,
+    result: sys::Result<Outcome>,
+    /// What the job has borrowed from Python comes home.
+    _borrowed: Option<PyBackedBytes>,
+}
+
+/// The half of a mailbox that threads hold.
+pub struct Letterbox {
+    letters: Mutex<Vec<Letter>>,
+    signal: Signal,
+}
+
+impl Letterbox {
+    fn post(&self, letter: Letter) {
+        let first = {
+            let mut letters = self.letters.lock().unwrap_or_else(PoisonError::into_inner);
+            letters.push(letter);
+            letters.len() == 1
+        };
+        if first {
+            self.signal.set();
+        }
+    }
+}
+
+/// Who waits for a letter: a number in somebody's mailbox, to be used once.
+pub struct Recipient {
+    letterbox: Arc<Letterbox>,
+    number: usize,
+}
+
+impl Recipient {
+    pub fn send(self, result: sys::Result<Outcome>) {
+        self.letterbox.post(Letter { number: self.number, result, _borrowed: None });
+    }
+
+    pub fn send_back(self, result: sys::Result<Outcome>, borrowed: PyBackedBytes) {
+        self.letterbox.post(Letter { number: self.number, result, _borrowed: Some(borrowed) });
+    }
+}
+
+struct Waiting {
+    future: Py<PyAny>,
+    /// What the error is about: no, one or two names of files.
+    names: [Option<Py<PyAny>>; 2],
+}
+
+/// The results on their way to one event loop.
+#[pyclass(frozen, weakref, module = "mioloop._core")]
+pub struct Mailbox {
+    letterbox: Arc<Letterbox>,
+    waiting: AttachedCell<Slab<Waiting>>,
+}
+
+impl Mailbox {
+    /// Has the future told of a letter that will come.
+    pub fn expect(&self, py: Python<'_>, future: Py<PyAny>, names: [Option<Py<PyAny>>; 2]) -> Recipient {
+        let number = self.waiting.borrow_mut(py).insert(Waiting { future, names });
+        Recipient { letterbox: self.letterbox.clone(), number }
+    }
+
+    /// Does a job on a blocking thread and sends its result to the future.
+    pub fn submit(
+        &self,
+        py: Python<'_>,
+        future: Py<PyAny>,
+        names: [Option<Py<PyAny>>; 2],
+        writing: Option<Writing>,
+        job: impl FnOnce() -> sys::Result<Outcome> + Send + 'static,
+    ) -> PyResult<()> {
+        self.submit_sender(py, future, names, move |recipient| {
+            let result = job();
+            drop(writing);
+            recipient.send(result);
+        })
+    }
+
+    /// As `submit`, for a job that sends the result itself.
+    pub fn submit_sender(
+        &self,
+        py: Python<'_>,
+        future: Py<PyAny>,
+        names: [Option<Py<PyAny>>; 2],
+        job: impl FnOnce(Recipient) + Send + 'static,
+    ) -> PyResult<()> {
+        let recipient = self.expect(py, future, names);
+        // On failure the number stays taken: tokio may do the job yet, when it gets a thread after all.
+        Ok(runtime::spawn_blocking(py, move || job(recipient))?)
+    }
+
+    fn take(&self, py: Python<'_>, number: usize) -> Option<Waiting> {
+        self.waiting.borrow_mut(py).try_remove(number)
+    }
+}
+
+#[pymethods]
+impl Mailbox {
+    #[new]
+    fn new() -> PyResult<Self> {
+        let letterbox = Letterbox { letters: Mutex::new(Vec::new()), signal: Signal::new()? };
+        Ok(Mailbox { letterbox: Arc::new(letterbox), waiting: AttachedCell::new(Slab::new()) })
+    }
+
+    /// The descriptor that is readable when there is something to deliver.
+    fn fileno(&self) -> i32 {
+        self.letterbox.signal.fd()
+    }
+
+    /// Gives the results that have come to the futures that wait for them.
+    fn deliver(&self, py: Python<'_>) -> PyResult<()> {
+        // Before the letters are taken: one that comes now raises it again.
+        self.letterbox.signal.clear();
+        let letters =
+            std::mem::take(&mut *self.letterbox.letters.lock().unwrap_or_else(PoisonError::into_inner));
+        for letter in letters {
+            let Some(waiting) = self.take(py, letter.number) else { continue };
+            if let Err(error) = waiting.deliver(py, letter.result) {
+                error.write_unraisable(py, Some(waiting.future.bind(py)));
+            }
+        }
+        Ok(())
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Ok(waiting) = self.waiting.borrow_for_traverse() {
+            for (_, waiting) in waiting.iter() {
+                visit.call(&waiting.future)?;
+                visit.call(&waiting.names[0])?;
+                visit.call(&waiting.names[1])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self, py: Python<'_>) {
+        drop(self.waiting.replace(py, Slab::new()));
+    }
+}
+
+impl Waiting {
+    fn deliver(&self, py: Python<'_>, result: sys::Result<Outcome>) -> PyResult<()> {
+        let future = self.future.bind(py);
+        if future.call_method0(intern!(py, "done"))?.is_truthy()? {
+            // Cancelled: what was opened is closed here, as the result is dropped.
+            return Ok(());
+        }
+        let error = match result {
+            Ok(outcome) => match outcome.into_python(py) {
+                Ok(value) => return future.call_method1(intern!(py, "set_result"), (value,)).map(drop),
+                Err(error) => error,
+            },
+            Err(error) => self.os_error(py, error)?,
+        };
+        future.call_method1(intern!(py, "set_exception"), (error,))?;
+        // A task that is cancelled before it hears of the error is no reason to log it.
+        future.call_method0(intern!(py, "exception")).map(drop)
+    }
+
+    /// The OSError that the standard library raises: its subclass goes by errno, its text is the C library's.
+    fn os_error(&self, py: Python<'_>, error: sys::Error) -> PyResult<PyErr> {
+        let plain = PyErr::from(error);
+        let (errno, text) = plain.value(py).getattr("args")?.extract::<(i32, String)>()?;
+        Ok(match [0, 1].map(|at| self.names[at].as_ref().map(|name| name.clone_ref(py))) {
+            [None, _] => plain,
+            [Some(name), None] => PyOSError::new_err((errno, text, name)),
+            [Some(name), Some(second)] => PyOSError::new_err((errno, text, name, py.None(), second)),
+        })
+    }
+}

@@ -1,0 +1,33 @@
+//! Files: what `mioloop.fs` is made of.
+//!
+//! ```text
+//!   loop's thread                                  a blocking thread (runtime.rs)
+//!   File, Mailbox::stat …  ── job ──────────────>  system calls on a Buffered, a path
+//!          ^                                                 │
+//!          └── Mailbox.deliver <── eventfd, letters ─────────┘
+//! ```
+//!
+//! The work is the standard library's and tokio's blocking pool is where it is done. (`tokio::fs::File` is the same
+//! calls on the same pool, with a copy through a buffer of its own and a hop for every call; here a call that the buffer
+//! can answer makes no hop.) A blocking thread never touches Python: results travel as plain memory, and a batch of them
+//! costs one wake-up. The wake-up is a descriptor that the loop watches, which every asyncio loop can do.
+
+mod buffered;
+mod file;
+mod mailbox;
+mod memory;
+mod outcome;
+mod paths;
+
+use std::time::Duration;
+
+use pyo3::prelude::*;
+
+pub use file::File;
+pub use mailbox::Mailbox;
+
+/// Waits, for `seconds` at most, until no write is under way. At the end of the interpreter.
+#[pyfunction]
+pub fn _wait_for_writes(py: Python<'_>, seconds: f64) {
+    crate::runtime::wait_for_writes(py, Duration::from_secs_f64(seconds.clamp(0.0, 60.0)));
+}
