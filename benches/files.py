@@ -1,7 +1,7 @@
 """Files: what a program does with many small ones, a large one, and lines, beside aiofiles and anyio.
 
-Each row is done in each loop's process. `read_bytes` and `fs.open` are mioloop's; the same work with aiofiles and
-anyio stands in rows of its own, to be compared within one column.
+Each row is done in each loop's process. `read_bytes` and `fs.open` are mioloop's; the same work with aiofiles
+and anyio stands in rows of its own, to be compared within one column.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def reader(how: str) -> Reader:
 
         return read_ours
     if how == "aiofiles":
-        import aiofiles
+        import aiofiles  # type: ignore[import-untyped, unused-ignore]
 
         async def read_theirs(path: Path) -> bytes:
             async with aiofiles.open(path, "rb") as file:
@@ -108,7 +108,8 @@ def opener(how: str) -> Callable[..., contextlib.AbstractAsyncContextManager[Any
     if how == "aiofiles":
         import aiofiles
 
-        return aiofiles.open
+        theirs: Callable[..., contextlib.AbstractAsyncContextManager[Any]] = aiofiles.open
+        return theirs
     import anyio
 
     @contextlib.asynccontextmanager
@@ -155,7 +156,9 @@ def lines(how: str) -> Callable[[Loop], Body]:
     return prepare
 
 
-def rows(name: str, make: Callable[[str], Callable[[Loop], Body]], ways: list[str], batch: int = 1) -> list[InProcess]:
+def rows(
+    name: str, make: Callable[[str], Callable[[Loop], Body]], ways: list[str], batch: int = 1
+) -> list[InProcess]:
     modules = {"aiofiles": ("aiofiles",), "anyio": ("anyio",)}
     return [
         InProcess(f"{name}, {how}", None, make(how), batch=batch, pinned=False, modules=modules.get(how, ()))

@@ -22,7 +22,7 @@ mod _core {
     #[pymodule_export]
     use crate::event_loop::{_check_interpreter, EventLoop};
     #[pymodule_export]
-    use crate::fs::{File, Mailbox, _wait_for_writes};
+    use crate::fs::{_wait_for_writes, File, Mailbox};
     #[pymodule_export]
     use crate::handle::{Handle, TimerHandle};
     #[pymodule_export]

@@ -17,6 +17,7 @@
 
 use std::fs::File;
 use std::mem::{self, ManuallyDrop};
+use std::os::unix::fs::MetadataExt;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -61,6 +62,8 @@ pub struct Buffered {
     fill: u64,
     at_end: bool,
     size_hint: u64,
+    /// Closing the file takes no time, as long as it has a name.
+    quick_to_close: bool,
 }
 
 impl Buffered {
@@ -75,12 +78,18 @@ impl Buffered {
             fill: 0,
             at_end: false,
             size_hint: 0,
+            quick_to_close: false,
         }
     }
 
     /// How long the file seems to be.
     pub fn set_size_hint(&mut self, size: u64) {
         self.size_hint = size;
+    }
+
+    /// Says that the file is local and only read.
+    pub fn set_quick_to_close(&mut self) {
+        self.quick_to_close = true;
     }
 
     pub fn file(&self) -> &File {
@@ -125,7 +134,12 @@ impl Buffered {
 
     /// Takes what is needed out of the buffer, if it is there. `fill`: the number of the fill that was made for it; what
     /// that found at the end of the file is an answer, too.
-    pub fn take<'py>(&mut self, py: Python<'py>, need: Need, fill: u64) -> Option<PyResult<Bound<'py, PyBytes>>> {
+    pub fn take<'py>(
+        &mut self,
+        py: Python<'py>,
+        need: Need,
+        fill: u64,
+    ) -> Option<PyResult<Bound<'py, PyBytes>>> {
         if !self.pending.is_empty() {
             return None;
         }
@@ -155,10 +169,11 @@ impl Buffered {
 
     /// Before a large `fill`: sets up the object that is to be its result.
     pub fn prepare(&mut self, py: Python<'_>, need: Need) -> PyResult<()> {
-        let known = match self.tell() {
-            Ok(position) => usize::try_from(self.size_hint.saturating_sub(position)).unwrap_or(usize::MAX),
-            Err(_) => 0,
+        let known = match self.size_hint {
+            hint if hint < DIRECT as u64 => 0,
+            hint => hint.saturating_sub(self.tell().unwrap_or(hint)),
         };
+        let known = usize::try_from(known).unwrap_or(usize::MAX);
         let size = match need {
             Need::Exactly(size) | Need::Some(size) => size.min(known.max(UNKNOWN)),
             // One more, so that the end shows itself.
@@ -349,6 +364,13 @@ impl Buffered {
     }
 
     // Ending.
+
+    /// Whether the loop may close the file itself: there is nothing to write, and nothing to remove from the disk, as
+    /// there is when the file has been deleted and this is its last user.
+    pub fn is_quick_to_close(&self) -> bool {
+        let has_name = || self.file.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
+        self.quick_to_close && self.pending.is_empty() && has_name()
+    }
 
     /// Closes the file even if that or the last write fails.
     pub fn close(mut self) -> Result<()> {

@@ -36,6 +36,19 @@ struct State {
     waiting: Vec<Recipient>,
 }
 
+impl State {
+    fn take_quick_to_close(&mut self) -> Option<Box<Buffered>> {
+        match &self.place {
+            Place::Here(buffered) if buffered.is_quick_to_close() => {}
+            _ => return None,
+        }
+        match std::mem::replace(&mut self.place, Place::Closed) {
+            Place::Here(buffered) => Some(buffered),
+            Place::Away(_) | Place::Closed => None,
+        }
+    }
+}
+
 struct Shared {
     state: Mutex<State>,
 }
@@ -136,8 +149,7 @@ impl File {
             return Ok(future);
         };
         prepare(py, buffered)?;
-        let Place::Here(buffered) =
-            std::mem::replace(&mut state.place, Place::Away(runtime::generation()))
+        let Place::Here(buffered) = std::mem::replace(&mut state.place, Place::Away(runtime::generation()))
         else {
             return Err(closed());
         };
@@ -305,6 +317,10 @@ impl File {
     /// Closes the file, at the latest when the job that has it returns it; it can't be called off. The result is true.
     fn close<'py>(&self, context: &Bound<'py, PyAny>) -> Answer<'py> {
         let py = context.py();
+        if let Some(buffered) = self.shared.lock().take_quick_to_close() {
+            buffered.close()?;
+            return true.into_bound_py_any(py);
+        }
         let (mailbox, future): (Bound<'py, Mailbox>, Bound<'py, PyAny>) = context.call0()?.extract()?;
         let mut state = self.shared.lock();
         if let Some(error) = state.close_error.take() {

@@ -49,9 +49,7 @@ impl Memory {
         match self {
             Memory::Vector(vector) => vector,
             // SAFETY: the first `length` bytes are initialised, and nobody else writes to them.
-            Memory::Object(object) => unsafe {
-                slice::from_raw_parts(object.data.as_ptr(), object.length)
-            },
+            Memory::Object(object) => unsafe { slice::from_raw_parts(object.data.as_ptr(), object.length) },
         }
     }
 
@@ -94,7 +92,9 @@ impl Unfinished {
         // More than this no object has, and CPython says so itself.
         let size = ffi::Py_ssize_t::try_from(capacity).unwrap_or(ffi::Py_ssize_t::MAX);
         // SAFETY: attached; without data to copy the contents are not initialised, which `length` keeps account of.
-        let object = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromStringAndSize(std::ptr::null(), size))? };
+        let object = unsafe {
+            Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromStringAndSize(std::ptr::null(), size))?
+        };
         let object = object.cast_into::<PyBytes>()?;
         // SAFETY: the object is bytes, so this is its memory, and not null.
         let data = unsafe { NonNull::new_unchecked(ffi::PyBytes_AsString(object.as_ptr()).cast()) };

@@ -81,7 +81,7 @@ impl Mailbox {
         buffering: usize,
     ) -> PyResult<()> {
         let (path, options) = (self::path(path), options(mode)?);
-        let at_end = mode.starts_with('a');
+        let (at_end, read_only) = (mode.starts_with('a'), mode == "r");
         self.submit(py, future, [Some(name), None], None, move || {
             let (file, metadata) = open(&options, &path)?;
             if at_end {
@@ -90,6 +90,9 @@ impl Mailbox {
             }
             let mut buffered = Buffered::new(file, true, buffering);
             buffered.set_size_hint(metadata.len());
+            if read_only && metadata.is_file() && sys::files::is_local(buffered.file()) {
+                buffered.set_quick_to_close();
+            }
             Ok(Outcome::File(Box::new(buffered)))
         })
     }

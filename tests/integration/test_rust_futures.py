@@ -1,4 +1,4 @@
-"""The extension of examples/rust_futures: tokio futures that Python awaits, and Python coroutines that Rust awaits.
+"""The extension of examples/rust_futures: Python awaits tokio futures, and Rust awaits Python coroutines.
 
 On asyncio's loop and on mioloop, as all of these tests. `make test-python` builds the extension.
 """
@@ -222,9 +222,7 @@ def test_nothing_is_left_behind(run: Run) -> None:
     async def main() -> None:
         for _ in range(100):
             await rust_futures.ready(Object())
-            task = asyncio.ensure_future(rust_futures.await_in_rust(rust_futures.ready(Object())))
-            await task
-        del task
+            await asyncio.ensure_future(rust_futures.await_in_rust(rust_futures.ready(Object())))
         await until(lambda: objects() == 0)
 
     run(main())

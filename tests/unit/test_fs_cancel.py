@@ -199,7 +199,8 @@ def test_an_open_that_is_cancelled_leaves_nothing_open(
                     await task.result().close()
                 del task
         await until(lambda: descriptors() == before)
-        # Nobody writes to it, so the open hangs, in its thread; when somebody does it has nobody to give the file to.
+        # Nobody writes to it, so the open hangs, in its thread; when somebody does, nobody is there to get
+        # the file.
         await cancelled(fs.open(fifo, "rb"))
         writer = os.open(fifo, os.O_WRONLY)
         os.close(writer)

@@ -1,4 +1,4 @@
-"""The files of mioloop.fs beyond what test_fs_property.py compares: opening, errors, pipes, iteration, ends."""
+"""The files of mioloop.fs beyond what test_fs_property.py compares: opening, errors, pipes, lines, ends."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def test_the_signature_is_the_built_in_one() -> None:
     assert list(inspect.signature(fs.open).parameters) == list(inspect.signature(open).parameters)
 
 
-@pytest.mark.parametrize("mode", ["", "r", "rb", "rt", "rw", "U", "r++", "rbt", "b", "+", "xa", "rbb", "tr", "b+r"])
+@pytest.mark.parametrize(
+    "mode", ["", "r", "rb", "rt", "rw", "U", "r++", "rbt", "b", "+", "xa", "rbb", "tr", "b+r"]
+)
 def test_modes_right_and_wrong(loop: asyncio.AbstractEventLoop, tmp_path: Path, mode: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"")
@@ -135,7 +137,9 @@ def test_lines_and_how_they_end(loop: asyncio.AbstractEventLoop, tmp_path: Path)
                 assert file.newlines == newlines
                 assert [line async for line in file] == []
         async with fs.open(path, "rb") as file:
-            assert [line async for line in file] == path.read_bytes().splitlines(True)[0:0] + list(open(path, "rb"))
+            assert [line async for line in file] == path.read_bytes().splitlines(True)[0:0] + list(
+                open(path, "rb")
+            )
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -150,7 +154,7 @@ def test_readlines_up_to_a_hint(loop: asyncio.AbstractEventLoop, tmp_path: Path)
         for hint in (-1, 0, 1, 4, 5, 8, 100, None):
             for mode in ("r", "rb"):
                 with open(path, mode) as model:
-                    expected = model.readlines(hint)
+                    expected = model.readlines(-1 if hint is None else hint)
                 async with fs.open(path, mode) as file:
                     assert await file.readlines(hint) == expected
 
@@ -215,7 +219,11 @@ def test_a_result_may_not_be_had_before_it_is_whole(loop: asyncio.AbstractEventL
     async def main() -> None:
         async with fs.open(path, "rb") as file:
             result = await file.read(10_000_000)
-            assert (len(result), result[-10:], hash(result)) == (100_000, b"0123456789", hash(path.read_bytes()))
+            assert (len(result), result[-10:], hash(result)) == (
+                100_000,
+                b"0123456789",
+                hash(path.read_bytes()),
+            )
 
     run(loop, main())
 
@@ -240,7 +248,13 @@ def test_operations_that_a_mode_does_not_have(loop: asyncio.AbstractEventLoop, t
 
     async def main() -> None:
         async with fs.open(path, "wb") as writer, fs.open(path, "rb") as reader:
-            for refused in (writer.read(), writer.readline(), writer.peek(), reader.write(b""), reader.truncate(0)):
+            for refused in (
+                writer.read(),
+                writer.readline(),
+                writer.peek(),
+                reader.write(b""),
+                reader.truncate(0),
+            ):
                 with pytest.raises(io.UnsupportedOperation):
                     await refused
             with pytest.raises(TypeError, match="not 'str'"):

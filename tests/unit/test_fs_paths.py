@@ -28,7 +28,18 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-NAMES = ["folder", "file", "link", "folderlink", "dangling", "fifo", "missing", "file/below", "\0", "folder/.."]
+NAMES = [
+    "folder",
+    "file",
+    "link",
+    "folderlink",
+    "dangling",
+    "fifo",
+    "missing",
+    "file/below",
+    "\0",
+    "folder/..",
+]
 KINDS: list[Any] = [str, os.fsencode, Path]
 
 
@@ -165,7 +176,7 @@ def test_the_errors_of_changes(loop: asyncio.AbstractEventLoop, tree: Path) -> N
         result = same(loop, fs.rename, os.rename, tree / source, tree / target)
         assert isinstance(result, tuple) and result[-1] == str(tree / target)
     for wrong in (None, 1.5, object()):
-        assert outcome(lambda wrong=wrong: run(loop, fs.mkdir(wrong)))[0] is TypeError  # type: ignore[index, misc]
+        assert outcome(lambda wrong=wrong: run(loop, fs.mkdir(wrong)))[0] is TypeError  # type: ignore[index]
 
 
 def test_whole_files(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The threads of mioloop.fs and the process: none unless needed, gone at the end, none of the parent's after a fork."""
+"""The threads of mioloop.fs: none unless needed, gone at the end, none of the parent's after a fork."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def threads():
 """
 
 
-def child(factory: LoopFactory, script: str, folder: Path, before: str = PRELUDE) -> subprocess.CompletedProcess[str]:
+def child(
+    factory: LoopFactory, script: str, folder: Path, before: str = PRELUDE
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", import_line(factory) + before + script, str(folder)],
         capture_output=True,

@@ -1,7 +1,7 @@
 """Whatever is done with a file of `mioloop.fs`, it is what the built-in `open` would have made of it.
 
-hypothesis invents what is in a file, how it is opened and what is done then; two copies go through it, and every
-result, every exception and what is in the files at the end must be the same.
+hypothesis invents what is in a file, how it is opened and what is done then; two copies go through it, and
+every result, every exception and what is in the files at the end must be the same.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ async def by_mioloop(path: Path, options: dict[str, Any], program: list[Operatio
     return log
 
 
-def compare(factory: LoopFactory, content: bytes | None, options: dict[str, Any], program: list[Operation]) -> None:
+def compare(
+    factory: LoopFactory, content: bytes | None, options: dict[str, Any], program: list[Operation]
+) -> None:
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=factory) as runner:
         theirs, ours = Path(folder, "theirs"), Path(folder, "ours")
         if content is not None:
@@ -142,7 +144,17 @@ def test_bytes(
     compare(loop_factory, content, {"mode": mode + "b", "buffering": buffering}, program)
 
 
-ENCODINGS = ["utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "shift_jis", "iso2022_jp"]
+ENCODINGS = [
+    "utf-8",
+    "utf-8",
+    "utf-8-sig",
+    "utf-16",
+    "utf-16-le",
+    "utf-32",
+    "latin-1",
+    "shift_jis",
+    "iso2022_jp",
+]
 TEXT = st.one_of(
     st.lists(st.sampled_from(["a", "\n", "\r", "\r\n", "é", "か", "𝄞", "line\n"]), max_size=30).map("".join),
     st.builds(
@@ -196,7 +208,9 @@ def test_text(
     flush: Operation = ("flush", ())
     writes = ("write", "writelines", "truncate")
     program = [
-        step for operation in program for step in ([operation, flush] if operation[0] in writes else [operation])
+        step
+        for operation in program
+        for step in ([operation, flush] if operation[0] in writes else [operation])
     ]
     encoded = None if content is None else content.encode(encoding, "replace")
     compare(loop_factory, encoded, options, program)

@@ -216,7 +216,5 @@ impl TcpClient {
 #[pymodule]
 mod rust_futures {
     #[pymodule_export]
-    use super::{
-        Channel, TcpClient, alive, await_in_rust, await_with_timeout, forever, ready, sleep,
-    };
+    use super::{Channel, TcpClient, alive, await_in_rust, await_with_timeout, forever, ready, sleep};
 }

@@ -6,8 +6,8 @@
     data = await fs.read_bytes(path)
 
 Names and interface are those of aiofiles and aiofiles.os; signatures, results and exceptions are the standard
-library's. It works on every asyncio loop. The disk is used by threads that have nothing to do with the interpreter;
-what the buffer can answer, or take, is done at once.
+library's. It works on every asyncio loop. The disk is used by threads that have nothing to do with the
+interpreter; what the buffer can answer, or take, is done at once.
 """
 
 from ._binary import BinaryFile, BufferedFile, RawFile

@@ -1,6 +1,8 @@
-"""Files of bytes: the methods of `io.BufferedReader`, `BufferedWriter`, `BufferedRandom` and `FileIO`, awaited.
+"""Files of bytes: the methods of `io.BufferedReader`, `BufferedWriter`, `BufferedRandom` and `FileIO`,
+awaited.
 
-A method of the core answers at once or gives a future (see `src/fs/file.rs`); here it is asked until it answers.
+A method of the core answers at once or gives a future (see `src/fs/file.rs`); here it is asked until it
+answers.
 """
 
 from __future__ import annotations
@@ -21,9 +23,12 @@ from ._mailbox import context, process
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-_WHENCES = {os.SEEK_SET, os.SEEK_CUR, os.SEEK_END, *(
-    getattr(os, name) for name in ("SEEK_DATA", "SEEK_HOLE") if hasattr(os, name)
-)}
+_WHENCES = {
+    os.SEEK_SET,
+    os.SEEK_CUR,
+    os.SEEK_END,
+    *(getattr(os, name) for name in ("SEEK_DATA", "SEEK_HOLE") if hasattr(os, name)),
+}
 
 
 class Turns:
@@ -35,12 +40,13 @@ class Turns:
         self._lock = Lock()
         self._process = process()
         self.taken = 0
-        """How many operations there are: under way, or waiting. While there are any, none may jump the queue."""
+        """How many operations there are: under way, or waiting. While there are any, none may jump the
+        queue."""
 
     async def __aenter__(self) -> None:
         if self.taken == 0 or self._process != process():
-            # A lock belongs to one loop, and this may be another one than last time. Whoever waits in the parent
-            # of a forked process waits there.
+            # A lock belongs to one loop, and this may be another one than last time. Whoever waits in the
+            # parent of a forked process waits there.
             self._lock, self._process, self.taken = Lock(), process(), 0
         self.taken += 1
         try:

@@ -41,9 +41,9 @@ async def ask(method: Callable[..., None], *args: Any) -> Any:
         return await future
     except asyncio.CancelledError:
         # Cancelled when the result was there already: an open file is not left to the garbage collector.
-        if future.done() and not future.cancelled() and future.exception() is None:
-            if isinstance(file := future.result(), File):
-                file.close(context)
+        succeeded = future.done() and not future.cancelled() and future.exception() is None
+        if succeeded and isinstance(file := future.result(), File):
+            file.close(context)
         raise
 
 

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 FileT_co = TypeVar("FileT_co", bound="BinaryFile | TextFile", covariant=True)
 
 BUFFER = 128 * 1024
-"""Bytes to read ahead, and to keep before they are written. To leave the loop's thread costs more than reading them."""
+"""Bytes to read ahead, and to keep before they are written.
+
+To leave the loop's thread costs more than reading them.
+"""
 
 
 class Mode(NamedTuple):
@@ -186,11 +189,12 @@ def open(
     closefd: bool = True,
     opener: Callable[[Any, int], int] | None = None,
 ) -> Opening[Any]:
-    """Open a file, as the built-in `open`: `async with fs.open(path) as file`, or `file = await fs.open(path)`.
+    """Open a file, as the built-in `open`: `async with fs.open(path) as file`, or `file = await
+    fs.open(path)`.
 
-    The arguments and what they mean are the built-in's, and so are the exceptions. The result has the methods of
-    the built-in's files, to be awaited. It can be used on any asyncio loop, also on another one than it was
-    opened on. Cancelled, nothing is left open.
+    The arguments and what they mean are the built-in's, and so are the exceptions. The result has the methods
+    of the built-in's files, to be awaited. It can be used on any asyncio loop, also on another one than it
+    was opened on. Cancelled, nothing is left open.
     """
     return Opening(_open(file, mode, buffering, encoding, errors, newline, closefd, opener))
 
@@ -235,9 +239,7 @@ async def _open(
         raise
 
 
-def _check(
-    mode: Mode, buffering: int, encoding: str | None, errors: str | None, newline: str | None
-) -> None:
+def _check(mode: Mode, buffering: int, encoding: str | None, errors: str | None, newline: str | None) -> None:
     if mode.binary:
         if encoding is not None:
             raise ValueError("binary mode doesn't take an encoding argument")
@@ -247,7 +249,8 @@ def _check(
             raise ValueError("binary mode doesn't take a newline argument")
         if buffering == 1:
             warnings.warn(
-                "line buffering (buffering=1) isn't supported in binary mode, the default buffer size will be used",
+                "line buffering (buffering=1) isn't supported in binary mode, "
+                "the default buffer size will be used",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -1,7 +1,7 @@
 """What is done with paths: `os`, `os.path` and `pathlib`, awaited.
 
-The frequent ones are jobs of the core, without the interpreter. The others are the standard library's own functions
-on the loop's default executor.
+The frequent ones are jobs of the core, without the interpreter. The others are the standard library's own
+functions on the loop's default executor.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import stat as _stat
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial, wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, AnyStr, Generic, ParamSpec, Self, TypeVar
@@ -95,7 +95,8 @@ async def write_text(
     errors: str | None = None,
     newline: str | None = None,
 ) -> int:
-    """Make a file of this text, encoded as `open` with these arguments does it; return how many characters."""
+    """Make a file of this text, encoded as `open` with these arguments does it; return how many
+    characters."""
     if not isinstance(data, str):
         raise TypeError(f"data must be str, not {type(data).__name__}")
     buffer = io.BytesIO()
@@ -206,6 +207,9 @@ class DirEntry(Generic[AnyStr]):
 
     __slots__ = ("_inode", "_kind", "name", "path")
 
+    name: AnyStr
+    path: AnyStr
+
     def __init__(self, name: AnyStr, path: AnyStr, inode: int, kind: int) -> None:
         self.name = name
         self.path = path
@@ -300,7 +304,10 @@ class ScandirIterator(AsyncIterator[DirEntry[AnyStr]]):
 
 
 def scandir(path: Any = ".") -> ScandirIterator[Any]:
-    """As `os.scandir`: `async for entry in fs.scandir(path)`. The folder is read at once, at the first use."""
+    """As `os.scandir`: `async for entry in fs.scandir(path)`.
+
+    The folder is read at once, at the first use.
+    """
     return ScandirIterator("." if path is None else path)
 
 

@@ -1,14 +1,15 @@
 """Files of text: `io.TextIOWrapper`, awaited.
 
-The bytes come from a `BufferedFile`, the standard library's incremental codecs make text of them, chunk by chunk:
+The bytes come from a `BufferedFile`, the standard library's incremental codecs make text of them, chunk by
+chunk:
 
     bytes read before │ chunk                                  │ what the buffer reads next
                       │ _decoded[:_used] │ _decoded[_used:]    │
                       └ _snapshot
 
-What was decoded and not read yet waits in `_decoded`. `_snapshot` is the decoder's state before it, and its bytes:
-enough for `tell` to find the byte that belongs to a character. A read that needs several chunks adds one to the
-other, and takes its part when it has them all; whenever it is cancelled, it has taken nothing.
+What was decoded and not read yet waits in `_decoded`. `_snapshot` is the decoder's state before it, and its
+bytes: enough for `tell` to find the byte that belongs to a character. A read that needs several chunks adds
+one to the other, and takes its part when it has them all; whenever it is cancelled, it has taken nothing.
 """
 
 from __future__ import annotations
@@ -19,18 +20,23 @@ import os
 from collections.abc import Iterable
 from operator import index
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from ._binary import BufferedFile, Turns, as_size
 
 CHUNK = 8192
-"""The bytes that `io.TextIOWrapper` reads at once. Where a file is written too, how far it has read ahead shows."""
+"""The bytes that `io.TextIOWrapper` reads at once.
+
+Where a file is written too, how far it has read ahead shows.
+"""
 
 READ_ONLY_CHUNK = 65536
 
 LONG_LINE = 1024 * 1024
 """From this length on a line is read in ever larger chunks, so that one of a gigabyte is not copied chunk by
 chunk."""
+
+WORD = (1 << 32) - 1
 
 STEPS_BACK = 32
 """No decoder holds back more bytes than this; of one that does, `tell` decodes from the chunk's beginning."""
@@ -49,7 +55,8 @@ class TextFormat(NamedTuple):
         with io.TextIOWrapper(io.BytesIO(), encoding, errors, newline) as model:
             return cls(model.encoding, model.errors or "strict", newline)
 
-    def decoder(self) -> codecs.IncrementalDecoder:
+    def decoder(self) -> Any:
+        """A `codecs.IncrementalDecoder`, or the like."""
         decoder = codecs.getincrementaldecoder(self.encoding)(self.errors)
         if self.newline:
             return decoder
@@ -62,7 +69,10 @@ class TextFormat(NamedTuple):
 
 
 class Cookie(NamedTuple):
-    """A position in a text as `tell` gives it: packed into one number, as `io.TextIOWrapper` does it."""
+    """A position in a text as `tell` gives it: packed into one number, as `io.TextIOWrapper` does it.
+
+    (That has 32 bits for the state, and fails where they are too few.)
+    """
 
     position: int
     """Of a byte where the decoder can be put into a known state."""
@@ -76,13 +86,21 @@ class Cookie(NamedTuple):
     """and how many of their characters to leave out."""
 
     def pack(self) -> int:
-        parts = (self.position, self.flags, self.feed, self.skip, int(self.needs_end))
-        return sum(part << 64 * place for place, part in enumerate(parts))
+        low, high = self.flags & WORD, self.flags >> 32
+        return (
+            self.position
+            | low << 64
+            | self.feed << 96
+            | self.skip << 128
+            | self.needs_end << 160
+            | high << 168
+        )
 
     @classmethod
     def unpack(cls, number: int) -> Self:
-        position, flags, feed, skip = (number >> 64 * place & (1 << 64) - 1 for place in range(4))
-        return cls(position, flags, feed, bool(number >> 256), skip)
+        flags = number >> 64 & WORD | number >> 168 << 32
+        needs_end = bool(number >> 160 & 0xFF)
+        return cls(number & (1 << 64) - 1, flags, number >> 96 & WORD, needs_end, number >> 128 & WORD)
 
 
 class TextFile:
@@ -190,7 +208,8 @@ class TextFile:
             return self._take(size)
 
     async def readline(self, size: int = -1) -> str:
-        """Read up to and with the next newline, but at most `size` characters; empty at the end of the file."""
+        """Read up to and with the next newline, but at most `size` characters; empty at the end of the
+        file."""
         size = index(size)
         self._check_readable()
         if not self._turns.taken:
@@ -242,7 +261,7 @@ class TextFile:
                 break
         return lines
 
-    def _check_readable(self) -> codecs.IncrementalDecoder:
+    def _check_readable(self) -> Any:
         self._buffer.fileno()
         if self._decoder is None:
             raise io.UnsupportedOperation("not readable")
@@ -405,7 +424,10 @@ class TextFile:
     # Ending, and iteration.
 
     async def close(self) -> None:
-        """Write what is left and close the file; a second time does nothing. Cancelled, it is done all the same."""
+        """Write what is left and close the file; a second time does nothing.
+
+        Cancelled, it is done all the same.
+        """
         await self._buffer.close()
 
     async def __aenter__(self) -> Self:
@@ -434,7 +456,7 @@ class TextFile:
         return f"<{kind} name={self.name!r} mode={self._mode!r} encoding={self.encoding!r}>"
 
 
-def locate(decoder: codecs.IncrementalDecoder, position: int, flags: int, data: bytes, characters: int) -> Cookie:
+def locate(decoder: Any, position: int, flags: int, data: bytes, characters: int) -> Cookie:
     """Where the first so many characters of `data`, which begins at `position`, end.
 
     Decodes beginnings of the data. The more bytes, the more characters, so the longest beginning with no more
@@ -456,10 +478,11 @@ def locate(decoder: codecs.IncrementalDecoder, position: int, flags: int, data: 
             low = middle
         else:
             high = middle - 1
-    for start in (*range(low, max(low - STEPS_BACK, 0), -1), 0):
+    start = low
+    before, held, state = decode(start)
+    while held:
+        start = start - 1 if start > max(low - STEPS_BACK, 0) else 0
         before, held, state = decode(start) if start else (0, b"", flags)
-        if not held:
-            break
     skip = characters - before
     if skip == 0:
         return Cookie(position + start, state)
