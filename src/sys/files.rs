@@ -57,18 +57,18 @@ pub fn is_local(file: &File) -> bool {
     // SAFETY: the call writes a statfs to the pointer, and says so by 0.
     let kind = unsafe {
         match libc::fstatfs(file.as_raw_fd(), status.as_mut_ptr()) {
-            0 => status.assume_init().f_type as i64,
+            0 => status.assume_init().f_type,
             _ => return false,
         }
     };
-    [
-        libc::EXT4_SUPER_MAGIC as i64,
-        libc::XFS_SUPER_MAGIC as i64,
-        libc::BTRFS_SUPER_MAGIC as i64,
-        libc::TMPFS_MAGIC as i64,
-        libc::OVERLAYFS_SUPER_MAGIC as i64,
-    ]
-    .contains(&kind)
+    matches!(
+        kind,
+        libc::EXT4_SUPER_MAGIC
+            | libc::XFS_SUPER_MAGIC
+            | libc::BTRFS_SUPER_MAGIC
+            | libc::TMPFS_MAGIC
+            | libc::OVERLAYFS_SUPER_MAGIC
+    )
 }
 
 #[cfg(not(target_os = "linux"))]

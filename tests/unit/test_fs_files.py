@@ -279,7 +279,7 @@ def test_a_closed_file(loop: asyncio.AbstractEventLoop, tmp_path: Path, mode: st
         await file.close()
         assert file.closed
         empty: Any = "" if mode == "r+" else b""
-        for operation in (
+        operations: list[Callable[[], Any]] = [
             lambda: file.read(),
             lambda: file.read(1),
             lambda: file.readline(),
@@ -291,7 +291,8 @@ def test_a_closed_file(loop: asyncio.AbstractEventLoop, tmp_path: Path, mode: st
             lambda: file.seekable(),
             lambda: file.__aenter__(),
             lambda: file.__anext__(),
-        ):
+        ]
+        for operation in operations:
             with pytest.raises(ValueError, match="closed file"):
                 await operation()
         with pytest.raises(ValueError, match="closed file"):

@@ -151,6 +151,9 @@ class BinaryFile:
                 if type(result) is bytes:
                     return result
 
+    async def read(self, size: int | None = -1) -> bytes:
+        raise NotImplementedError
+
     async def readline(self, size: int | None = -1) -> bytes:
         """Read up to and with the next newline, but at most `size` bytes; empty at the end of the file."""
         self._check_readable("readline")

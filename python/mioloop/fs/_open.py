@@ -161,13 +161,24 @@ def open(
 def open(
     file: FileDescriptorOrPath,
     mode: OpenBinaryMode,
-    buffering: int = -1,
+    buffering: Literal[-1, 1] = -1,
     encoding: None = None,
     errors: None = None,
     newline: None = None,
     closefd: bool = True,
     opener: Callable[[str, int], int] | None = None,
 ) -> Opening[BufferedFile]: ...
+@overload
+def open(
+    file: FileDescriptorOrPath,
+    mode: OpenBinaryMode,
+    buffering: int,
+    encoding: None = None,
+    errors: None = None,
+    newline: None = None,
+    closefd: bool = True,
+    opener: Callable[[str, int], int] | None = None,
+) -> Opening[BinaryFile]: ...
 @overload
 def open(
     file: FileDescriptorOrPath,

@@ -71,7 +71,8 @@ async def read_text(
 ) -> str:
     """Return the text in a file, decoded as `open` with these arguments does it."""
     text_format = TextFormat.check(encoding, errors, newline)
-    return text_format.decoder().decode(await read_bytes(path), True)
+    text: str = text_format.decoder().decode(await read_bytes(path), True)
+    return text
 
 
 async def write_bytes(path: StrOrBytesPath, data: ReadableBuffer) -> int:
