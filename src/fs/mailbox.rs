@@ -44,19 +44,32 @@ impl Letterbox {
     }
 }
 
-/// Who waits for a letter: a number in somebody's mailbox, to be used once.
+/// Who waits for a letter: a number in somebody's mailbox, to be used once. If it is dropped, by a panic or because
+/// there is no thread for the job, the letter says that the job was not done.
 pub struct Recipient {
-    letterbox: Arc<Letterbox>,
+    letterbox: Option<Arc<Letterbox>>,
     number: usize,
 }
 
 impl Recipient {
-    pub fn send(self, result: sys::Result<Outcome>) {
-        self.letterbox.post(Letter { number: self.number, result, _borrowed: None });
+    pub fn send(mut self, result: sys::Result<Outcome>) {
+        self.post(result, None);
     }
 
-    pub fn send_back(self, result: sys::Result<Outcome>, borrowed: PyBackedBytes) {
-        self.letterbox.post(Letter { number: self.number, result, _borrowed: Some(borrowed) });
+    pub fn send_back(mut self, result: sys::Result<Outcome>, borrowed: PyBackedBytes) {
+        self.post(result, Some(borrowed));
+    }
+
+    fn post(&mut self, result: sys::Result<Outcome>, borrowed: Option<PyBackedBytes>) {
+        if let Some(letterbox) = self.letterbox.take() {
+            letterbox.post(Letter { number: self.number, result, _borrowed: borrowed });
+        }
+    }
+}
+
+impl Drop for Recipient {
+    fn drop(&mut self) {
+        self.post(Err(sys::Error { errno: libc::ECANCELED }), None);
     }
 }
 
@@ -77,7 +90,7 @@ impl Mailbox {
     /// Has the future told of a letter that will come.
     pub fn expect(&self, py: Python<'_>, future: Py<PyAny>, names: [Option<Py<PyAny>>; 2]) -> Recipient {
         let number = self.waiting.borrow_mut(py).insert(Waiting { future, names });
-        Recipient { letterbox: self.letterbox.clone(), number }
+        Recipient { letterbox: Some(self.letterbox.clone()), number }
     }
 
     /// Does a job on a blocking thread and sends its result to the future.
@@ -105,7 +118,7 @@ impl Mailbox {
         job: impl FnOnce(Recipient) + Send + 'static,
     ) -> PyResult<()> {
         let recipient = self.expect(py, future, names);
-        // On failure the number stays taken: tokio may do the job yet, when it gets a thread after all.
+        // A failure does not mean that the job is dropped: tokio may do it yet, when it gets a thread after all.
         Ok(runtime::spawn_blocking(py, move || job(recipient))?)
     }
 

@@ -155,6 +155,32 @@ with asyncio.Runner(loop_factory=new_event_loop) as runner:
     assert (result.returncode, result.stdout) == (0, "text\n"), result.stderr
 
 
+def test_a_closed_loop_is_not_kept_alive(loop_factory: LoopFactory, tmp_path: Path) -> None:
+    """Nor is its mailbox, by a job that has not ended, or ends with nobody to tell."""
+    os.mkfifo(tmp_path / "fifo")
+    script = """
+import gc, weakref
+fifo = os.path.join(folder, "fifo")
+loop = new_event_loop()
+
+async def begin():
+    asyncio.ensure_future(fs.read_bytes(fifo))
+    await asyncio.sleep(0.02)
+    for task in asyncio.all_tasks():
+        task._log_destroy_pending = False
+
+loop.run_until_complete(begin())
+loop.close()
+gone = weakref.ref(loop)
+del loop
+for _ in range(3):
+    gc.collect()
+print(gone())
+"""
+    result = child(loop_factory, script, tmp_path)
+    assert (result.returncode, result.stdout) == (0, "None\n"), result.stderr
+
+
 FORK = """
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 and later warn of forks with threads

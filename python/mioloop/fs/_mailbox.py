@@ -10,7 +10,7 @@ import os
 from asyncio import Future, get_running_loop
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from .._core import File, Mailbox, _wait_for_writes
 from ..loop import Loop
@@ -18,18 +18,23 @@ from ..loop import Loop
 WRITES_AT_EXIT = 5.0
 """Seconds that the end of the program waits for writes that nobody has awaited."""
 
-_mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox] = WeakKeyDictionary()
+# Weak at both ends: a mailbox knows futures, which know their loop, and would keep it alive from here. The loop holds
+# its mailbox, as what it watches, until it is closed.
+_mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, ref[Mailbox]] = WeakKeyDictionary()
 
 
 def context() -> tuple[Mailbox, Future[Any]]:
     """The running loop's mailbox, and a future for it to give a result to."""
     loop = get_running_loop()
     try:
-        mailbox = _mailboxes[loop]
+        mailbox = _mailboxes[loop]()
     except KeyError:
-        mailbox = _mailboxes[loop] = Mailbox()
+        mailbox = None
+    if mailbox is None:
+        mailbox = Mailbox()
         # In a context of its own: that of whoever came first shall not live as long as the loop.
         contextvars.Context().run(loop.add_reader, mailbox.fileno(), mailbox.deliver)
+        _mailboxes[loop] = ref(mailbox)
     return mailbox, Future(loop=loop)
 
 
@@ -59,9 +64,10 @@ def _after_fork() -> None:
     """The child's loops share their signals with the parent's, and must not take those back."""
     global _forks
     _forks += 1
-    for loop, mailbox in list(_mailboxes.items()):
+    for loop, reference in list(_mailboxes.items()):
+        mailbox = reference()
         # Others than ours share what they watch with the parent too; there is no taking anything out.
-        if isinstance(loop, Loop):
+        if mailbox is not None and isinstance(loop, Loop):
             with contextlib.suppress(RuntimeError):  # It is closed.
                 loop.remove_reader(mailbox.fileno())
     _mailboxes.clear()

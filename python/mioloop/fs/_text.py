@@ -199,7 +199,8 @@ class TextFile:
         async with self._turns:
             if size < 0:
                 data = await self._buffer.read()
-                text: str = self._take(len(self._decoded)) + decoder.decode(data, True)
+                text: str = decoder.decode(data, True)
+                text = self._take(len(self._decoded)) + text
                 self._forget()
                 return text
             while (missing := size - (len(self._decoded) - self._used)) > 0:
