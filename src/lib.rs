@@ -1,7 +1,8 @@
 //! mioloop's core: everything that asyncio does once per event.
 //!
 //! Imports point one way, from the loop down to the helpers over the C API:
-//! `event_loop -> transport, sock, fd_watch -> handle -> reactor, timers, sys, py`.
+//! `event_loop -> transport, sock, fd_watch -> handle -> reactor, timers, sys, py`. Apart from them stand files, which
+//! know no loop: `fs -> runtime, sys, py`.
 
 mod event_loop;
 mod fd_watch;

@@ -16,6 +16,7 @@ Names and signatures are uvloop's, so that ``import mioloop as uvloop`` works.
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import Callable, Coroutine
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,4 +80,7 @@ def __getattr__(name: str) -> Any:
         except ImportError as error:
             raise AttributeError("this Python has no event loop policies") from error
         return EventLoopPolicy
+    if name == "fs":
+        # Whoever does not use files does not pay for them.
+        return importlib.import_module(".fs", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

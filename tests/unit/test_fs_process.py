@@ -75,6 +75,15 @@ def test_a_server_starts_no_thread(loop_factory: LoopFactory, tmp_path: Path) ->
     assert (result.returncode, result.stdout) == (0, "[1, 1, 1]\n"), result.stderr
 
 
+def test_files_are_imported_when_they_are_used(loop_factory: LoopFactory, tmp_path: Path) -> None:
+    script = """
+import sys, mioloop
+print("mioloop.fs" in sys.modules, mioloop.fs.open.__name__, "mioloop.fs" in sys.modules)
+"""
+    result = child(loop_factory, script, tmp_path, "")
+    assert (result.returncode, result.stdout) == (0, "False open True\n"), result.stderr
+
+
 @needs_proc
 def test_threads_are_started_when_needed_and_are_few(loop_factory: LoopFactory, tmp_path: Path) -> None:
     script = """
