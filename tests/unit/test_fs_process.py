@@ -191,7 +191,7 @@ print(gone())
 
 
 FORK = """
-import warnings
+import signal, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 and later warn of forks with threads
 
 async def use(name="file"):
@@ -207,6 +207,7 @@ async def in_child():
 def fork(work):
     pid = os.fork()
     if pid == 0:
+        signal.alarm(60)  # it shall not outlive a test that fails
         status = 1
         try:
             work()
@@ -251,6 +252,7 @@ async def busy():
 
 pid = os.fork()
 if pid == 0:
+    signal.alarm(60)
     status = 1
     try:
         loop.run_until_complete(busy())
