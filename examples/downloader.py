@@ -154,8 +154,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--into", type=Path, default=Path(), metavar="FOLDER")
     parser.add_argument("--at-once", type=int, default=8, metavar="N")
     parser.add_argument("--attempts", type=int, default=4, metavar="N")
-    parser.add_argument("--pause", type=float, default=0.5, metavar="SECONDS", help="before the second attempt")
-    parser.add_argument("--silence", type=float, default=20, metavar="SECONDS", help="the longest of a server")
+    parser.add_argument(
+        "--pause", type=float, default=0.5, metavar="SECONDS", help="before the second attempt"
+    )
+    parser.add_argument(
+        "--silence", type=float, default=20, metavar="SECONDS", help="the longest of a server"
+    )
     parser.add_argument("--attempt-limit", type=float, default=600, metavar="SECONDS")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="for everything")
     return parser.parse_args()

@@ -2,16 +2,16 @@
 
     python examples/http_api.py --postgres postgresql://localhost/notes --redis redis://localhost
 
-    POST /notes {"text": "..."}     201 {"id": 1}; its words are counted in the background
-    GET  /notes/1                   {"id": 1, "text": "...", "words": 3}; `words` is null until they are counted
+    POST /notes {"text": "..."}     201 {"id": 1}; words are counted in the background
+    GET  /notes/1                   {"id": 1, "text": "...", "words": 3}; `words` is null until then
     GET  /summary                   three queries at once: how many notes, the longest, the jobs that wait
 
 What is worth a look:
 
-* a connection pool, and a `TaskGroup` that asks several questions at once, each on a connection of its own;
+* a connection pool, and a `TaskGroup` that asks several questions at once, each on its own connection;
 * a cache in Redis with an expiry, which a write empties;
-* background jobs: a list in Redis is the queue, so that they outlive the process; a job moves to a second list
-  while it is worked on, and back if the process dies with it;
+* background jobs: a list in Redis is the queue, so that they outlive the process; a job moves to a second
+  list while it is worked on, and back if the process dies with it;
 * on SIGTERM aiohttp answers what was asked, and then the workers finish their jobs.
 """
 
@@ -46,7 +46,9 @@ async def create(request: web.Request) -> web.Response:
         raise web.HTTPBadRequest(text='expected {"text": "..."}') from None
     number = await request.app[POOL].fetchval("INSERT INTO notes (text) VALUES ($1) RETURNING id", str(text))
     async with request.app[REDIS].pipeline() as pipeline:
-        await pipeline.lpush(QUEUE, number).delete("notes:summary").execute()
+        pipeline.lpush(QUEUE, number)
+        pipeline.delete("notes:summary")
+        await pipeline.execute()
     return web.json_response({"id": number}, status=201)
 
 
@@ -63,7 +65,7 @@ async def read(request: web.Request) -> web.Response:
 async def summary(request: web.Request) -> web.Response:
     pool, cache = request.app[POOL], request.app[REDIS]
     if cached := await cache.get("notes:summary"):
-        return web.json_response(text=cached.decode(), headers={"X-Cache": "hit"})
+        return web.json_response(text=str(cached), headers={"X-Cache": "hit"})
     async with asyncio.TaskGroup() as group:
         count = group.create_task(pool.fetchval("SELECT count(*) FROM notes"))
         longest = group.create_task(pool.fetchval("SELECT max(length(text)) FROM notes"))
@@ -79,18 +81,23 @@ async def work(pool: asyncpg.Pool, queue: redis.Redis, end: asyncio.Event) -> No
         # With a limit, to see the end. A job is never in neither list.
         job = await queue.blmove(QUEUE, AT_WORK, timeout=1, src="RIGHT", dest="LEFT")
         if job is not None:
+            job = str(job)
             text = await pool.fetchval("SELECT text FROM notes WHERE id = $1", int(job))
             words = len((text or "").split())
             await pool.execute("UPDATE notes SET words = $2 WHERE id = $1", int(job), words)
             async with queue.pipeline() as pipeline:
-                await pipeline.lrem(AT_WORK, 1, job).delete("notes:summary").execute()
+                pipeline.lrem(AT_WORK, 1, job)
+                pipeline.delete("notes:summary")
+                await pipeline.execute()
 
 
 def make_application(postgres: str, redis_url: str) -> web.Application:
     async def resources(app: web.Application) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             app[POOL] = pool = await stack.enter_async_context(asyncpg.create_pool(postgres, max_size=10))
-            app[REDIS] = queue = await stack.enter_async_context(redis.from_url(redis_url))
+            app[REDIS] = queue = await stack.enter_async_context(
+                redis.from_url(redis_url, decode_responses=True)
+            )
             await pool.execute(
                 "CREATE TABLE IF NOT EXISTS notes (id serial PRIMARY KEY, text text NOT NULL, words int)"
             )

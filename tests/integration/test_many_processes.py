@@ -1,4 +1,4 @@
-"""Several processes serve one port: each with a socket of its own (`reuse_port`), or all with their parent's."""
+"""Several processes serve one port: each with its own socket (`reuse_port`), or all with their parent's."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_pre_fork(run: Run, loop_name: str) -> None:
 
     with started(PRE_FORK, loop_name) as parent:
         port = int(says(parent, "port"))
-        lines = []
+        lines: list[list[str]] = []
         assert parent.stdout
         while len(lines) < 4:
             lines.append(parent.stdout.readline().split())

@@ -95,9 +95,9 @@ def test_debug_mode(loop_name: str) -> None:
 
 
 def test_cprofile(loop_name: str) -> None:
-    path = "import cProfile, pstats, sys\n"
     profiled = (
-        f"{path}profile = cProfile.Profile()\nprofile.enable()\nexec(compile({script()!r}, 'program', 'exec'))\n"
+        "import cProfile, pstats, sys\nprofile = cProfile.Profile()\nprofile.enable()\n"
+        f"exec(compile({script()!r}, 'program', 'exec'))\n"
         "profile.disable()\npstats.Stats(profile).sort_stats('tottime').print_stats(15)"
     )
     said = output("-c", profiled, loop_name)

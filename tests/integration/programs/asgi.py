@@ -31,7 +31,7 @@ async def about(request: Request) -> dict[str, str | int]:
 class Echo:
     """Answers while the question comes in.
 
-    Plain ASGI: Starlette's StreamingResponse receives as well, for it wants to hear of a lost client, and would
+    Plain ASGI: Starlette's StreamingResponse receives as well, to hear of a lost client, and would
     take the body away.
     """
 

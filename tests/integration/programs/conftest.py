@@ -1,4 +1,4 @@
-"""Fixtures of the tests with real programs: the servers, and the tests that wait for what is not installed."""
+"""Fixtures of the tests with real programs: the servers, and what is done where libraries miss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Missing(pytest.Module):
 
     names: list[str]
 
-    def collect(self) -> list[pytest.Item]:  # type: ignore[override]
+    def collect(self) -> list[pytest.Item]:
         pytest.skip(f"not installed (group `programs`): {', '.join(self.names)}", allow_module_level=True)
 
 

@@ -54,7 +54,16 @@ def postgresql(certificate: Path) -> Iterator[Address]:
     with folder(owner) as place:
         data = place / "data"
         with program(
-            [initdb, "--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "-D", data],
+            [
+                initdb,
+                "--no-sync",
+                "--auth=trust",
+                "--username=postgres",
+                "--encoding=UTF8",
+                "--locale=C",
+                "-D",
+                data,
+            ],
             user=owner,
             folder=place,
         ) as making:
@@ -76,9 +85,7 @@ def postgresql(certificate: Path) -> Iterator[Address]:
         }
         settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         # SIGQUIT: at once, with all its children, whoever is connected.
-        with program(
-            [postgres, "-D", data, *settings], user=owner, folder=place, at_death="QUIT"
-        ) as server:
+        with program([postgres, "-D", data, *settings], user=owner, folder=place, at_death="QUIT") as server:
             server.wait_until(lambda: "ready to accept connections" in server.output())
             yield Address(port, place)
             server.process.send_signal(3)
@@ -91,7 +98,17 @@ def redis() -> Iterator[Address]:
     assert binary
     with folder(None) as place:
         unix = place / "redis.sock"
-        command = [binary, "--port", str(port), "--bind", HOST, "--save", "", "--dir", place]
+        command: list[str | Path] = [
+            binary,
+            "--port",
+            str(port),
+            "--bind",
+            HOST,
+            "--save",
+            "",
+            "--dir",
+            place,
+        ]
         with program([*command, "--unixsocket", unix]) as server:
             server.ready_on(port)
             yield Address(port, unix)
@@ -129,7 +146,8 @@ def nginx(configuration: str, *, root: Path) -> Iterator[int]:
     with tempfile.TemporaryDirectory(prefix="programs-") as name:
         place = Path(name)
         temporary = "".join(
-            f"{kind}_temp_path {place}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+            f"{kind}_temp_path {place}/{kind};"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         user = "user root;" if os.geteuid() == 0 else ""
         (place / "nginx.conf").write_text(
@@ -153,7 +171,9 @@ def version(command: str) -> str | None:
     binary = find(command)
     if binary is None:
         return None
-    said = subprocess.run([binary, "-v" if command == "nginx" else "--version"], capture_output=True, text=True)
+    said = subprocess.run(
+        [binary, "-v" if command == "nginx" else "--version"], capture_output=True, text=True
+    )
     words = (said.stdout + said.stderr).replace("/", " ").replace("=", " ").replace("-", " ").split()
     return next(word for word in words if word[0].isdigit() and "." in word)
 

@@ -1,6 +1,6 @@
 """The servers that run ASGI applications, each told in its own way which loop to use.
 
-For gunicorn and granian that is a module: gunicorn's worker classes and granian's loops are registered by name.
+For gunicorn and granian that is this module: a worker class of the one, a registered loop of the other.
 
     python -m tests.integration.programs.serving_asgi granian LOOP ARGUMENTS...
 """
@@ -20,7 +20,7 @@ APPLICATION = "tests.integration.programs.asgi:app"
 SERVERS = ["uvicorn", "uvicorn-httptools", "gunicorn-uvicorn", "gunicorn", "hypercorn", "granian"]
 
 
-class Worker(UvicornWorker):
+class Worker(UvicornWorker):  # type: ignore[misc]
     """gunicorn's worker that runs uvicorn, on the loop that $LOOP names."""
 
     CONFIG_KWARGS: dict[str, Any] = {"loop": os.environ.get("LOOP", "auto")}  # noqa: RUF012
@@ -36,7 +36,18 @@ def command(server: str, loop: str, port: int, certificate: str | None) -> list[
         case "uvicorn" | "uvicorn-httptools":
             http = "httptools" if server == "uvicorn-httptools" else "h11"
             tls = ["--ssl-certfile", certificate] if certificate else []
-            return [*python, "uvicorn", "--loop", loop, "--http", http, "--port", str(port), *tls, APPLICATION]
+            return [
+                *python,
+                "uvicorn",
+                "--loop",
+                loop,
+                "--http",
+                http,
+                "--port",
+                str(port),
+                *tls,
+                APPLICATION,
+            ]
         case "gunicorn-uvicorn":
             worker = f"{__name__}.Worker"
             patience = ["--graceful-timeout", "60"]
@@ -66,7 +77,7 @@ def granian(name: str, arguments: list[str]) -> None:
         return loop
 
     sys.argv[:] = ["granian", *arguments]
-    entrypoint()
+    entrypoint()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

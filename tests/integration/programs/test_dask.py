@@ -6,9 +6,10 @@ import asyncio
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
-from distributed import Client, Scheduler, Worker
+from distributed import Client
 
 from ..application import loop_factory
 from ..conftest import SAFETY
@@ -19,11 +20,11 @@ from .processes import HOST, free_port, program
 PRELOAD = ["--preload", "tests.integration.programs.dask_on_mioloop"]
 
 
-def worker_loop(dask_worker: Worker) -> str:
+def worker_loop(dask_worker: Any) -> str:
     return type(dask_worker.loop.asyncio_loop).__module__.split(".")[0]
 
 
-def scheduler_loop(dask_scheduler: Scheduler) -> str:
+def scheduler_loop(dask_scheduler: Any) -> str:
     return type(dask_scheduler.loop.asyncio_loop).__module__.split(".")[0]
 
 
@@ -39,7 +40,8 @@ def test_dask(loop_name: str, tmp_path: Path) -> None:
     environment = {"DASK_TEMPORARY_DIRECTORY": str(tmp_path), "PYTHONPATH": str(Path.cwd())}
 
     async def main() -> None:
-        async with Client(f"tcp://{HOST}:{port}", asynchronous=True) as client:
+        make: Any = Client
+        async with make(f"tcp://{HOST}:{port}", asynchronous=True) as client:
             await client.wait_for_workers(2)
             loops = await client.run(worker_loop)
             assert set(loops.values()) == {loop_name.split(":")[0]}
@@ -60,14 +62,25 @@ def test_dask(loop_name: str, tmp_path: Path) -> None:
             parts = client.map(chunk, range(1000, 1050))
             await client.gather(parts)
             workers[0].process.kill()
-            assert sum(await client.gather(client.map(chunk, range(1000, 1100)))) == sum(range(1_000_000, 1_100_000))
+            assert sum(await client.gather(client.map(chunk, range(1000, 1100)))) == sum(
+                range(1_000_000, 1_100_000)
+            )
 
     with ExitStack() as stack:
         options = ["--no-dashboard", "--host", HOST]
         dask = [sys.executable, "-m", "dask"]
         scheduler = stack.enter_context(
             program(
-                [*dask, "scheduler", "--port", str(port), "--dashboard-address", f"{HOST}:0", *options, *preload],
+                [
+                    *dask,
+                    "scheduler",
+                    "--port",
+                    str(port),
+                    "--dashboard-address",
+                    f"{HOST}:0",
+                    *options,
+                    *preload,
+                ],
                 environment=environment,
             )
         )
@@ -75,7 +88,10 @@ def test_dask(loop_name: str, tmp_path: Path) -> None:
         nthreads = ["--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path)]
         workers = [
             stack.enter_context(
-                program([*dask, "worker", f"tcp://{HOST}:{port}", *nthreads, *options, *preload], environment=environment)
+                program(
+                    [*dask, "worker", f"tcp://{HOST}:{port}", *nthreads, *options, *preload],
+                    environment=environment,
+                )
             )
             for _ in range(2)
         ]

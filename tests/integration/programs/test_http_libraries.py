@@ -1,4 +1,4 @@
-"""Servers and clients that are libraries: websockets, tornado, and aiohttp with nginx before and behind it."""
+"""Servers and clients that are libraries: websockets, tornado, and aiohttp with nginx on both sides."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import httpx
@@ -78,10 +79,14 @@ def test_tornado(run: Run, certificate: Certificate) -> None:
         port = sockets[0].getsockname()[1]
         client = tornado.httpclient.AsyncHTTPClient(force_instance=True)
         binary = {"Content-Type": "application/octet-stream"}
-        options = {"ssl_options": tls.client_context()} if tls else {}
+        options: dict[str, Any] = {"ssl_options": tls.client_context()} if tls else {}
         try:
             request = tornado.httpclient.HTTPRequest(
-                f"{'https' if tls else 'http'}://{HOST}:{port}/echo", method="POST", body=BODY, headers=binary, **options
+                f"{'https' if tls else 'http'}://{HOST}:{port}/echo",
+                method="POST",
+                body=BODY,
+                headers=binary,
+                **options,
             )
             answers = await asyncio.gather(*(client.fetch(request) for _ in range(5)))
             assert all(answer.body == BODY for answer in answers)
@@ -165,7 +170,10 @@ def test_clients_of_nginx(run: Run, tmp_path: Path) -> None:
 
 def test_httpx_and_its_time_limits(run: Run) -> None:
     async def main() -> None:
-        async with in_this_loop(None) as server, httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+        async with (
+            in_this_loop(None) as server,
+            httpx.AsyncClient(base_url=server.url, trust_env=False) as client,
+        ):
             asking = asyncio.create_task(client.get("/hang", timeout=0.2))
             (result,) = await asyncio.gather(asking, return_exceptions=True)
             assert isinstance(result, httpx.ReadTimeout)

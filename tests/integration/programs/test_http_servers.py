@@ -1,4 +1,4 @@
-"""uvicorn, gunicorn, hypercorn and granian serving a FastAPI application, with httpx and websockets as clients.
+"""uvicorn, gunicorn, hypercorn and granian serving a FastAPI application to httpx and websockets.
 
 One server process for all tests here with the same parameters; the last test shuts it down.
 """
@@ -51,7 +51,10 @@ class Served:
 
 @pytest.fixture(scope="module", params=[*SERVERS, "uvicorn-tls", "hypercorn-tls"])
 def served(
-    request: pytest.FixtureRequest, loop_name: str, certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    loop_name: str,
+    certificate: Certificate,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
     name: str = request.param.removesuffix("-tls")
     tls = certificate if request.param.endswith("-tls") else None

@@ -92,7 +92,11 @@ async def execute(client: AsyncKernelClient, code: str) -> tuple[str, str]:
 
 
 def test_jupyter_kernel(
-    run: Run, loop_name: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Run,
+    loop_name: str,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     async def main() -> None:
         async with kernel(loop_name, environment, monkeypatch) as (manager, client):
@@ -103,9 +107,9 @@ def test_jupyter_kernel(
             await execute(client, "work = asyncio.create_task(asyncio.sleep(0.01, 'done'))")
             assert await execute(client, "print(await work)") == ("ok", "done\n")
 
-            # An interrupt ends the cell and leaves the kernel as it is: while it awaits, and while it computes.
+            # An interrupt ends the cell and leaves the kernel be: while it awaits, and while it computes.
             # One signal, sent when the cell says that it is there. ipykernel cancels a cell that awaits from
-            # within its signal handler, which does not wake asyncio's own loop up: there it has to come round.
+            # within its signal handler, which does not wake asyncio's own loop: there it has to come round.
             waits = "await asyncio.sleep(1000)"
             if loop_name.startswith("asyncio"):
                 waits = "while True: await asyncio.sleep(0.01)"

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -209,7 +209,8 @@ def event_loop_policy():
 PLUGIN_PYTEST = """
 import sys, pytest
 sys.path.insert(0, sys.argv[1])
-sys.exit(pytest.main(["-q", "-c", "pytest.ini", "--rootdir", ".", "-W", "error", *sys.argv[2:], "test_it.py"]))
+options = ["-c", "pytest.ini", "--rootdir", ".", "-W", "error", *sys.argv[2:]]
+sys.exit(pytest.main(["-q", *options, "test_it.py"]))
 """
 
 
@@ -264,7 +265,7 @@ def test_aiometer(run: Run) -> None:
             running -= 1
             return n * n
 
-        assert await aiometer.run_on_each(work, list(range(5)), max_at_once=2) is None
+        await aiometer.run_on_each(work, list(range(5)), max_at_once=2)
         async with aiometer.amap(work, list(range(50)), max_at_once=5) as results:
             assert sorted([result async for result in results]) == [n * n for n in range(50)]
         assert 2 <= most <= 5
@@ -277,6 +278,7 @@ def test_async_timeout(run: Run) -> None:
         with pytest.raises(TimeoutError):
             async with async_timeout.timeout(0.01):
                 await asyncio.Event().wait()
+        limit: Any
         async with async_timeout.timeout(0.01) as limit:
             limit.reject()
             await asyncio.sleep(0.02)
@@ -317,7 +319,7 @@ def test_structlog(run: Run) -> None:
     async def main() -> None:
         lines: list[dict[str, Any]] = []
 
-        def collect(_logger: object, _name: str, event: dict[str, Any]) -> str:
+        def collect(_logger: object, _name: str, event: MutableMapping[str, Any]) -> str:
             lines.append(dict(event))
             raise structlog.DropEvent
 
@@ -436,7 +438,7 @@ import asyncio, json, os, sys
 import nest_asyncio
 from tests.integration.application import loop_factory
 
-async def inner(): 
+async def inner():
     await asyncio.sleep(0)
     return 7
 
@@ -453,7 +455,7 @@ except Exception as error:
 
 
 def test_nest_asyncio(loop_name: str) -> None:
-    """It puts an iteration of its own into asyncio's loop, made of the selector inside: no other loop has that.
+    """It puts an iteration of its own into asyncio's loop, made of the selector inside; others have none.
 
     It takes ours for asyncio's, as it is a `BaseEventLoop`, and fails when the loop is to run. (uvloop's it
     refuses in `apply`.)

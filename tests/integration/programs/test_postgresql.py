@@ -18,8 +18,8 @@ from ..serving import Certificate
 from .processes import HOST, until
 from .servers import Address
 
-# Really executing: one that the server is still preparing is "active" as well, and a cancel request that comes
-# between the two has no effect, on any loop.
+# Really executing: one that the server is still preparing is "active" as well, and a cancel request that
+# comes between the two has no effect, on any loop.
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
 
 
@@ -50,7 +50,9 @@ def test_asyncpg_queries(run: Run, where: dict[str, Any]) -> None:
             blob = os.urandom(2_000_000)
             assert await connection.fetchval("SELECT $1::bytea", blob) == blob
             async with connection.transaction():
-                numbers = [r[0] async for r in connection.cursor("SELECT generate_series(1, 1000)", prefetch=50)]
+                numbers = [
+                    r[0] async for r in connection.cursor("SELECT generate_series(1, 1000)", prefetch=50)
+                ]
             assert numbers == list(range(1, 1001))
             with pytest.raises(asyncpg.DivisionByZeroError):
                 await connection.fetch("SELECT 1/0")
@@ -189,7 +191,10 @@ def test_psycopg(run: Run, dsn: str) -> None:
 def test_psycopg_listens(run: Run, dsn: str) -> None:
     async def main() -> None:
         connect = psycopg.AsyncConnection.connect
-        async with await connect(dsn, autocommit=True) as listener, await connect(dsn, autocommit=True) as other:
+        async with (
+            await connect(dsn, autocommit=True) as listener,
+            await connect(dsn, autocommit=True) as other,
+        ):
             await listener.execute("LISTEN gossip")
             for n in range(10):
                 await other.execute(f"NOTIFY gossip, '{n}'")
@@ -202,7 +207,10 @@ def test_psycopg_listens(run: Run, dsn: str) -> None:
 def test_psycopg_cancelled_in_mid_query(run: Run, dsn: str) -> None:
     async def main() -> None:
         connect = psycopg.AsyncConnection.connect
-        async with await connect(dsn, autocommit=True) as connection, await connect(dsn, autocommit=True) as other:
+        async with (
+            await connect(dsn, autocommit=True) as connection,
+            await connect(dsn, autocommit=True) as other,
+        ):
             query = asyncio.create_task(connection.execute("SELECT pg_sleep(600)"))
             while await (await other.execute(WAITING)).fetchone() != (1,):
                 await asyncio.sleep(0.01)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ..test_tools import SAFETY, running, script
+from ..conftest import SAFETY
+from ..test_tools import running, script
 from .conftest import CI
 
 PY_SPY = Path(sysconfig.get_path("scripts"), "py-spy")
@@ -18,7 +19,10 @@ PY_SPY = Path(sysconfig.get_path("scripts"), "py-spy")
 def test_dump(loop_name: str) -> None:
     if not PY_SPY.exists() and not CI:
         pytest.skip("not installed (group `programs`): py-spy")
-    waits = "def here():\n    print('ready', flush=True)\n    sys.stdin.read()\nloop.call_soon(here)\nawait asyncio.sleep(1)"
+    waits = (
+        "def here():\n    print('ready', flush=True)\n    sys.stdin.read()\n"
+        "loop.call_soon(here)\nawait asyncio.sleep(1)"
+    )
     with running(script(waits), loop_name) as process:
         done = subprocess.run(
             [PY_SPY, "dump", "--pid", str(process.pid)], capture_output=True, text=True, timeout=SAFETY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import redis.asyncio as redis
@@ -41,7 +42,7 @@ def test_publish_and_subscribe(run: Run, url: str) -> None:
     async def main() -> None:
         async with redis.from_url(url) as client, client.pubsub() as subscriber:
             await subscriber.subscribe("news")
-            confirmation = await subscriber.get_message(timeout=None)  # type: ignore[arg-type]
+            confirmation = await subscriber.get_message(timeout=None)
             assert confirmation and confirmation["type"] == "subscribe"
             heard: list[int] = []
 
@@ -60,15 +61,20 @@ def test_publish_and_subscribe(run: Run, url: str) -> None:
     run(main())
 
 
+async def pop_from(client: redis.Redis) -> tuple[bytes, ...]:
+    answer: Any = await client.blpop(["queue"], timeout=0)
+    return tuple(answer)
+
+
 def test_blocking_pops(run: Run, url: str) -> None:
     async def main() -> None:
         async with redis.from_url(url) as client:
             await client.delete("queue")
-            pops = [asyncio.create_task(client.blpop(["queue"], timeout=0)) for _ in range(5)]  # type: ignore[arg-type]
+            pops = [asyncio.create_task(pop_from(client)) for _ in range(5)]
             while (await client.info("clients"))["blocked_clients"] < 5:
                 await asyncio.sleep(0.01)
             await client.rpush("queue", *range(5))
-            assert sorted(map(tuple, await asyncio.gather(*pops))) == [(b"queue", b"%d" % n) for n in range(5)]
+            assert sorted(await asyncio.gather(*pops)) == [(b"queue", b"%d" % n) for n in range(5)]
 
     run(main())
 
@@ -79,7 +85,7 @@ def test_cancelled_while_it_blocks(run: Run, url: str) -> None:
     async def main() -> None:
         async with redis.from_url(url) as client:
             await client.delete("queue")
-            pop = asyncio.create_task(client.blpop(["queue"], timeout=0))  # type: ignore[arg-type]
+            pop = asyncio.create_task(pop_from(client))
             while (await client.info("clients"))["blocked_clients"] < 1:
                 await asyncio.sleep(0.01)
             pop.cancel()
