@@ -91,7 +91,7 @@ def test_debug_mode(loop_name: str) -> None:
     said = output("-c", script("time.sleep(0.2)", debug=True), loop_name)
     assert "done" in said
     assert "Executing <Task" in said
-    assert "took 0." in said
+    assert " seconds" in said
 
 
 def test_cprofile(loop_name: str) -> None:

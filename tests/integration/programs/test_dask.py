@@ -96,4 +96,4 @@ def test_dask(loop_name: str, tmp_path: Path) -> None:
             for _ in range(2)
         ]
         with asyncio.Runner(loop_factory=loop_factory(loop_name)) as runner:
-            runner.run(asyncio.wait_for(main(), 2 * SAFETY))
+            runner.run(asyncio.wait_for(main(), SAFETY + 30))

@@ -40,7 +40,7 @@ def python(script: str, *arguments: str, folder: Path | None = None, **environme
         [sys.executable, "-c", script, *arguments],
         capture_output=True,
         text=True,
-        timeout=2 * PATIENCE,
+        timeout=PATIENCE + 30,
         cwd=folder,
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
