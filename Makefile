@@ -43,7 +43,7 @@ say = @echo "== CPython $(TAG): $(1)"
 quietly = @out=$$($(1) 2>&1) || { echo "$$out" >&2; exit 1; }
 
 .PHONY: help build demo test test-more lint bench clean FORCE \
-  test-rust test-unit test-python test-conformance test-debug
+  test-rust test-unit test-python test-programs test-conformance test-debug
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -53,7 +53,7 @@ build: $(EXTENSION) ## build the extension (release) into its virtual environmen
 demo: $(EXTENSION) $(VENV)/.group-demo ## aiohttp on asyncio's loop and on mioloop, side by side
 	@$(BIN)/python examples/http_demo.py
 
-test: test-rust test-python test-conformance ## every test, on one Python
+test: test-rust test-python test-programs test-conformance ## every test, on one Python
 
 # The crate is an extension module, whose Python symbols only an interpreter resolves. maturin says so to PyO3 in the
 # environment (PYO3_BUILD_EXTENSION_MODULE), Cargo alone does not: then PyO3 links the test program to libpython,
@@ -70,9 +70,14 @@ test-unit: $(EXTENSION) $(VENV)/.group-test ## tests/unit
 	$(call say,unit tests)
 	@$(BIN)/python -m pytest --quiet tests/unit
 
-test-python: $(EXTENSION) $(EXAMPLE) $(VENV)/.group-test ## every test that pytest runs: unit, integration, the conformance runner's
+test-python: $(EXTENSION) $(EXAMPLE) $(VENV)/.group-test ## unit and integration tests, and the conformance runner's
 	$(call say,pytest)
-	@$(BIN)/python -m pytest --quiet
+	@$(BIN)/python -m pytest --quiet --ignore=tests/integration/programs
+
+# On one Python only: their libraries are many, and do not come ready-made for every Python.
+test-programs: $(EXTENSION) $(VENV)/.group-test $(VENV)/.group-programs ## the programs that people run, on real servers
+	$(call say,programs)
+	@$(BIN)/python -m pytest --quiet tests/integration/programs
 
 test-conformance: $(EXTENSION) $(VENV)/.group-test ## the interpreter's own test_asyncio, run on mioloop
 	$(call say,conformance)
@@ -106,7 +111,7 @@ test-more: test-debug test-stress test-conformance-modes ## stress, debug mode, 
 	done; fi; \
 	[[ -z $$failed ]] || { echo "failed on:$$failed" >&2; exit 1; }
 
-lint: $(EXTENSION) $(VENV)/.group-lint ## rustfmt, clippy, ruff, mypy and stubtest
+lint: $(EXTENSION) $(VENV)/.group-lint $(VENV)/.group-programs ## rustfmt, clippy, ruff, mypy and stubtest
 	$(call say,lint)
 	@for crate in $(CRATES); do cargo fmt --manifest-path $$crate --check || exit; done
 	@for crate in $(CRATES); do \

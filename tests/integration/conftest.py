@@ -25,7 +25,7 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 Serve = Callable[[], AbstractAsyncContextManager[Server]]
 
 
-@pytest.fixture(params=LOOPS)
+@pytest.fixture(scope="module", params=LOOPS)
 def loop_name(request: pytest.FixtureRequest) -> str:
     """What makes the loop under test, as `module:attribute`."""
     return LOOPS[request.param]
