@@ -116,8 +116,35 @@ lint: $(EXTENSION) $(VENV)/.group-lint ## rustfmt, clippy, ruff, mypy and stubte
 	@$(BIN)/mypy
 	@$(BIN)/python -m mypy.stubtest mioloop._core --mypy-config-file pyproject.toml
 
-bench: $(EXTENSION) $(EXAMPLE) $(VENV)/.group-bench ## mioloop and its peers, measured side by side
-	@$(BIN)/python -m benches
+# BENCH gives it more options, as in `make bench BENCH='--minutes 20 --rounds 3'` or BENCH=--resume. Results of other
+# runs that lie beside its own get into the report too.
+BENCH ?=
+RESULTS := benches/results
+bench: $(EXTENSION) $(EXAMPLE) $(VENV)/.group-bench ## mioloop and its peers, measured side by side, into docs/benchmarks.md
+	@$(BIN)/python -m benches --json $(RESULTS)/rows.json $(BENCH)
+	@$(MAKE) --no-print-directory bench-report
+
+bench-report: $(EXTENSION) $(VENV)/.group-bench ## docs/benchmarks.md again, from the results that there are
+	@$(BIN)/python -m benches --from $$(ls -tr $(RESULTS)/*.json) --report docs/benchmarks.md
+
+# Only to compare builds: see benches/micro_pyperf.py.
+bench-micro: $(EXTENSION) $(VENV)/.group-bench ## the in-process rows under pyperf, asyncio beside mioloop
+	@mkdir -p target/pyperf && rm -f target/pyperf/*.json
+	@for loop in asyncio uvloop mioloop; do \
+	  $(BIN)/python -m benches.micro_pyperf --loop $$loop -o target/pyperf/$$loop.json $(BENCH) || exit; done
+	@cd target/pyperf && $(CURDIR)/$(BIN)/python -m pyperf compare_to asyncio.json uvloop.json mioloop.json --table
+
+PYPERFORMANCE ?= --fast
+pyperformance: $(EXTENSION) $(VENV)/.group-bench ## pyperformance's asyncio benchmarks on both loops
+	@mkdir -p $(RESULTS)
+	@$(BIN)/python -m benches.pyperformance --output target/pyperformance/$(TAG) \
+	  --table $(RESULTS)/pyperformance.md -- $(PYPERFORMANCE)
+
+# PYTHONS names the interpreters; without it, every supported one found here. PGO=off, PGO=required: see tools/wheels.
+PYTHONS ?= $(BASE) $(shell tools/find-python --each | awk '$$1 != "$(TAG)" { print $$2 }')
+wheels: $(VENV)/.group-wheels ## an sdist and manylinux wheels in dist/, each installed and tried
+	$(call say,wheels)
+	@tools/wheels $(BIN) $(PYTHONS)
 
 clean: ## remove what was built and installed here
 	rm -rf .venv target dist python/mioloop/_core*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
