@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+from mioloop.bench import FACTORIES
+
 from . import report
-from .loops import FACTORIES, why_absent
+from .loops import why_absent
 from .results import Result, Run, load, together
 from .row import InProcess, Served
 from .rows import ROWS

@@ -19,10 +19,12 @@ import importlib
 import re
 from typing import Any
 
-from .loops import FACTORIES, OURS
+from mioloop.bench import FACTORIES, load_factory
+
+from .loops import OURS
 from .row import InProcess
 from .rows import ROWS
-from .worker import age_allocator, load_factory
+from .worker import age_allocator
 
 
 def time_row(count: int, row: InProcess, loop: str) -> float:

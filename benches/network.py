@@ -194,7 +194,7 @@ PROTOCOL_GOALS: dict[int, dict[int, float | None]] = {
     100: {50: 0.68, 1: None, 500: None},
 }
 
-ROWS = (
+ROWS: tuple[InProcess | Served, ...] = (
     *(
         Served(
             f"TCP echo, Protocol, {size} KiB × {connections}",

@@ -2,9 +2,9 @@
 
     python -m benches.pyperformance --output FOLDER [--table FILE] [-- more of pyperformance's options]
 
-pyperformance runs each benchmark in a virtual environment that it makes, with next to no environment variables.
-PYTHONPATH can be let through, so the switch of loops is a folder on it: mioloop and a `sitecustomize` that
-installs it. The benchmarks are not touched. That the hook ran in a benchmark's process, and not only
+pyperformance runs each benchmark in a virtual environment that it makes, with next to no environment
+variables. PYTHONPATH can be let through, so the switch of loops is a folder on it: mioloop and a
+`sitecustomize` that installs it. The benchmarks are not touched. That the hook ran in a benchmark's process, and not only
 somewhere, is checked: it leaves a mark there.
 """
 
@@ -66,7 +66,9 @@ def available(python: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benches.pyperformance")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for results and environments")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="for results and environments"
+    )
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the comparison there (markdown)")
     parser.add_argument("--benchmarks", help="separated by commas; default: all about asyncio that there are")
     parser.add_argument("rest", nargs="*", help="pyperformance's own options, as --fast, after a --")

@@ -9,6 +9,8 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+from mioloop.bench import quantity as time_quantity
+
 from .loops import BASELINE, OURS, version
 from .results import Result, Run, together
 from .rows import ROWS
@@ -35,10 +37,7 @@ def best_peer(result: Result) -> str | None:
 def quantity(result: Result, cost: float) -> str:
     if result.row.measure == "bytes":
         return f"{cost / 1024:.2f} KiB"
-    for unit, size in (("ms", 1e-3), ("µs", 1e-6)):
-        if cost >= size:
-            return f"{cost / size:.3g} {unit}"
-    return f"{cost * 1e9:.3g} ns"
+    return time_quantity(cost)
 
 
 def title(result: Result) -> str:
@@ -157,7 +156,9 @@ def notes(path: Path = NOTES) -> list[str]:
 def describe(run: Run) -> str:
     rounds = sorted({result.rounds for result in run.results.values()})
     samples = f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else f"{rounds[0]}"
-    return f"{run.date}, {run.machine}; {run.versions}: {len(run.results)} rows, medians of {samples} samples."
+    return (
+        f"{run.date}, {run.machine}; {run.versions}: {len(run.results)} rows, medians of {samples} samples."
+    )
 
 
 def write_markdown(path: Path, runs: Sequence[Run]) -> None:
@@ -170,7 +171,7 @@ def write_markdown(path: Path, runs: Sequence[Run]) -> None:
     measured = [describe(run) for run in runs if run.results]
     parts = [
         "# Benchmarks",
-        "<!-- Made by `make bench` and `make bench-report`; notes on single rows belong in benches/notes.toml. -->",
+        "<!-- Made by `make bench` and `make bench-report`; notes on rows belong in benches/notes.toml. -->",
         standing(results),
         f"![Cost of each piece of work on each loop as a share of {BASELINE}'s]({picture.name})",
         f"Process CPU (user and system) per operation, as a share of {BASELINE}'s, whose own column has the "
@@ -186,8 +187,8 @@ def write_markdown(path: Path, runs: Sequence[Run]) -> None:
     if PYPERFORMANCE.exists():
         parts += [
             "## pyperformance",
-            "pyperformance's asyncio benchmarks on asyncio's own loop and on mioloop, compared by pyperf: wall "
-            "time, client and server in one process. `make pyperformance` repeats it.",
+            "pyperformance's asyncio benchmarks on asyncio's own loop and on mioloop, compared by pyperf: "
+            "wall time, client and server in one process. `make pyperformance` repeats it.",
             PYPERFORMANCE.read_text().strip(),
         ]
     parts += [

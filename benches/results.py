@@ -1,4 +1,4 @@
-"""Results in files: written as they are taken, so that nothing is lost with an interrupted run, and put together.
+"""Results in files: written as they are taken, so that an interrupted run loses nothing, and put together.
 
 A file holds one run: on one machine, with one Python and one version of each loop, since only what was
 measured side by side may be compared. Of a row that several files have, the last file's figures count, whole.
@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .loops import FACTORIES
+from mioloop.bench import FACTORIES
+
 from .row import InProcess, Sample, Served
 from .rows import ROWS
 
@@ -58,7 +59,11 @@ class Run:
                 "rounds": result.rounds,
                 "samples": {
                     loop: [
-                        {name: value for name, value in dataclasses.asdict(sample).items() if value is not None}
+                        {
+                            name: value
+                            for name, value in dataclasses.asdict(sample).items()
+                            if value is not None
+                        }
                         for sample in taken
                     ]
                     for loop, taken in result.samples.items()

@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from mioloop.bench import FACTORIES
+
 from .load_program import LoadFailed, last_line
-from .loops import FACTORIES
 from .results import Result
 from .row import InProcess, Sample, Served, Target
 

@@ -1,4 +1,4 @@
-"""Work for profile-guided optimisation: every row once on mioloop, each process ended so that it writes its profile.
+"""Work for profile-guided optimisation: every row once on mioloop, in processes that live to write a profile.
 
 The wheel build runs this with an instrumented mioloop (see `tools/wheels`). A sample of the benchmark itself
 ends its server with SIGKILL, which leaves no profile.

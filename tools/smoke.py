@@ -1,6 +1,6 @@
 """What an installed mioloop must be able to do, with nothing but itself and the standard library.
 
-An echo server, a child process, TLS to itself; on its own `run`, through asyncio's runner and after `install`.
+An echo server, a child process, TLS to itself; on its own `run`, in asyncio's runner and after `install`.
 """
 
 import asyncio
@@ -40,8 +40,9 @@ async def talk(server_context: ssl.SSLContext | None, client_context: ssl.SSLCon
 async def make_certificate(folder: Path) -> Path:
     """By openssl, which is also the child process with pipes to be tried."""
     chain = folder / "chain.pem"
+    options = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
     process = await asyncio.create_subprocess_exec(
-        *"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2".split(),
+        *("openssl", *options.split()),
         *("-subj", "/CN=localhost", "-keyout", str(folder / "key.pem"), "-out", str(chain)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -70,4 +71,5 @@ if __name__ == "__main__":
     if sys.version_info < (3, 16):
         mioloop.install()
         asyncio.run(main())
-    print(f"mioloop {mioloop.__version__} on Python {sys.version.split()[0]}: an echo server, a child process, TLS")
+    python = sys.version.split()[0]
+    print(f"mioloop {mioloop.__version__} on Python {python}: an echo server, a child process, TLS")
