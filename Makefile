@@ -42,8 +42,8 @@ say = @echo "== CPython $(TAG): $(1)"
 # Runs a command without its output, unless it fails.
 quietly = @out=$$($(1) 2>&1) || { echo "$$out" >&2; exit 1; }
 
-.PHONY: help build demo test test-more lint bench clean FORCE \
-  test-rust test-unit test-python test-conformance test-debug
+.PHONY: help build demo test test-more lint bench bench-report bench-micro pyperformance docs wheels program-versions \
+  clean FORCE test-rust test-unit test-python test-conformance test-debug test-stress test-conformance-modes
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -106,7 +106,7 @@ test-more: test-debug test-stress test-conformance-modes ## stress, debug mode, 
 	done; fi; \
 	[[ -z $$failed ]] || { echo "failed on:$$failed" >&2; exit 1; }
 
-lint: $(EXTENSION) $(VENV)/.group-lint ## rustfmt, clippy, ruff, mypy and stubtest
+lint: $(EXTENSION) $(VENV)/.group-lint ## rustfmt, clippy, ruff, mypy, stubtest, the workflow files
 	$(call say,lint)
 	@for crate in $(CRATES); do cargo fmt --manifest-path $$crate --check || exit; done
 	@for crate in $(CRATES); do \
@@ -115,6 +115,7 @@ lint: $(EXTENSION) $(VENV)/.group-lint ## rustfmt, clippy, ruff, mypy and stubte
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m mypy.stubtest mioloop._core --mypy-config-file pyproject.toml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 # BENCH gives it more options, as in `make bench BENCH='--minutes 20 --rounds 3'` or BENCH=--resume. Results of other
 # runs that lie beside its own get into the report too.
@@ -139,6 +140,16 @@ pyperformance: $(EXTENSION) $(VENV)/.group-bench ## pyperformance's asyncio benc
 	@mkdir -p $(RESULTS)
 	@$(BIN)/python -m benches.pyperformance --output target/pyperformance/$(TAG) \
 	  --table $(RESULTS)/pyperformance.md -- $(PYPERFORMANCE)
+
+# The site fetches nothing when it is built, and nothing when it is read.
+docs: $(VENV)/.group-docs ## the documentation, into target/site
+	$(call say,documentation)
+	@NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict
+	@! grep -rnoE '<(script|link|img)[^>]+(src|href)="?https?://[^">]+\.(js|css|woff2?|svg|png)' target/site \
+	  || { echo "the site would fetch these when it is read" >&2; exit 1; }
+
+program-versions: $(VENV)/.group-programs ## the versions in README.md and docs/programs.md, as installed here
+	@$(BIN)/python tools/program_versions.py
 
 # PYTHONS names the interpreters; without it, every supported one found here. PGO=off, PGO=required: see tools/wheels.
 PYTHONS ?= $(BASE) $(shell tools/find-python --each | awk '$$1 != "$(TAG)" { print $$2 }')

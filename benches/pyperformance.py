@@ -4,8 +4,8 @@
 
 pyperformance runs each benchmark in a virtual environment that it makes, with next to no environment
 variables. PYTHONPATH can be let through, so the switch of loops is a folder on it: mioloop and a
-`sitecustomize` that installs it. The benchmarks are not touched. That the hook ran in a benchmark's process, and not only
-somewhere, is checked: it leaves a mark there.
+`sitecustomize` that installs it. The benchmarks are not touched. That the hook ran in a benchmark's process,
+and not only somewhere, is checked: it leaves a mark there.
 """
 
 from __future__ import annotations
