@@ -73,12 +73,13 @@ def take(arguments: argparse.Namespace) -> Run:
             say(f"{row.name} is left out: {', '.join(absent)} missing")
         else:
             rows.append(row)
-    run = Run(report.describe_machine(), report.describe_versions(loops), report.today(), loops, {})
+    versions = report.describe_versions(loops)
+    run = Run(report.describe_machine(), versions, report.today(), loops, {}, arguments.quick)
     if arguments.resume and arguments.json.exists():
         earlier = load(arguments.json)
         if (earlier.machine, earlier.versions) != (run.machine, run.versions):
             sys.exit(f"{arguments.json} is of another machine or of other versions: {earlier.versions}")
-        run.results = earlier.results
+        run.results, run.quick = earlier.results, earlier.quick or run.quick
 
     effort = QUICK if arguments.quick else Effort()
     rounds = arguments.rounds or (1 if arguments.quick else 5)

@@ -48,10 +48,12 @@ class Run:
     date: str
     loops: list[str]
     results: dict[str, Result]
+    quick: bool = False
+    """Taken with too little effort to be more than a look."""
 
     def save(self, path: Path) -> None:
         """Writes the file anew; one that is interrupted leaves the earlier one whole."""
-        about = {name: getattr(self, name) for name in ("machine", "versions", "date", "loops")}
+        about = {name: getattr(self, name) for name in ("machine", "versions", "date", "loops", "quick")}
         rows = [
             {
                 "work": work,
@@ -95,7 +97,8 @@ def load(path: Path) -> Run:
         for entry in stored["rows"]
         if entry["work"] in rows
     }
-    return Run(stored["machine"], stored["versions"], stored["date"], stored["loops"], results)
+    about = {name: stored[name] for name in ("machine", "versions", "date", "loops", "quick")}
+    return Run(results=results, **about)
 
 
 def together(runs: Sequence[Run]) -> tuple[list[Result], list[str]]:

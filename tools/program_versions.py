@@ -68,7 +68,9 @@ def main() -> None:
         lines.append(f"| {kind} | {', '.join(cells)} |")
     servers = {name: server_version(command) for name, command in SERVERS.items()}
     missing += [name for name, version in servers.items() if version is None]
-    lines.append(f"| Servers spoken to | {', '.join(f'{name} {version}' for name, version in servers.items())} |")
+    lines.append(
+        f"| Servers spoken to | {', '.join(f'{name} {version}' for name, version in servers.items())} |"
+    )
     if missing:
         sys.exit(f"not installed: {', '.join(missing)}")
     for page in (ROOT / "README.md", ROOT / "docs" / "programs.md"):
