@@ -42,7 +42,7 @@ say = @echo "== CPython $(TAG): $(1)"
 # Runs a command without its output, unless it fails.
 quietly = @out=$$($(1) 2>&1) || { echo "$$out" >&2; exit 1; }
 
-.PHONY: help build demo test test-more lint bench bench-report bench-micro pyperformance docs wheels program-versions \
+.PHONY: help build demo test test-more lint bench bench-report bench-micro instructions pyperformance docs wheels program-versions \
   clean FORCE test-rust test-unit test-python test-conformance test-debug test-stress test-conformance-modes
 
 help: ## list these commands
@@ -127,6 +127,9 @@ bench: $(EXTENSION) $(EXAMPLE) $(VENV)/.group-bench ## mioloop and its peers, me
 
 bench-report: $(EXTENSION) $(VENV)/.group-bench ## docs/benchmarks.md again, from the results that there are
 	@$(BIN)/python -m benches --from $$(ls -tr $(RESULTS)/*.json) --report docs/benchmarks.md
+
+instructions: $(EXTENSION) $(VENV)/.group-bench ## instructions per operation, counted: fails where they have grown
+	@$(BIN)/python -m benches.instructions
 
 # Only to compare builds: see benches/micro_pyperf.py.
 bench-micro: $(EXTENSION) $(VENV)/.group-bench ## the in-process rows under pyperf, asyncio beside mioloop

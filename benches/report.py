@@ -156,9 +156,9 @@ def notes(path: Path = NOTES) -> list[str]:
 def describe(run: Run) -> str:
     rounds = sorted({result.rounds for result in run.results.values()})
     samples = f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else f"{rounds[0]}"
-    return (
-        f"{run.date}, {run.machine}; {run.versions}: {len(run.results)} rows, medians of {samples} samples."
-    )
+    quick = " **A quick look, not a measurement.**" if run.quick else ""
+    rows = f"{len(run.results)} rows, medians of {samples} samples"
+    return f"{run.date}, {run.machine}; {run.versions}: {rows}.{quick}"
 
 
 def write_markdown(path: Path, runs: Sequence[Run]) -> None:
@@ -172,6 +172,7 @@ def write_markdown(path: Path, runs: Sequence[Run]) -> None:
     parts = [
         "# Benchmarks",
         "<!-- Made by `make bench` and `make bench-report`; notes on rows belong in benches/notes.toml. -->",
+        *(["**Some of this is a quick look, not a measurement.**"] if any(run.quick for run in runs) else []),
         standing(results),
         f"![Cost of each piece of work on each loop as a share of {BASELINE}'s]({picture.name})",
         f"Process CPU (user and system) per operation, as a share of {BASELINE}'s, whose own column has the "

@@ -2,9 +2,9 @@
 
     python tools/program_versions.py
 
-Run it with the Python whose environment the integration tests use: what it writes is what is installed there. The
-servers that are not Python's are asked themselves. Fails if the tests' dependency group names a program that has no
-place here, or if one is not installed.
+Run it with the Python whose environment the integration tests use: what it writes is what is installed there.
+The servers that are not Python's are asked themselves. Fails if the tests' dependency group names a program
+that has no place here, or if one is not installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- versions: tools/program_versions.py -->", "<!-- end of versions -->"
 
 PROGRAMS = {
-    "HTTP": "aiohttp httpx fastapi starlette uvicorn uvicorn-worker gunicorn hypercorn granian websockets tornado",
+    "HTTP": "aiohttp httpx fastapi starlette uvicorn uvicorn-worker gunicorn hypercorn granian websockets "
+    "tornado",
     "Data": "asyncpg psycopg sqlalchemy redis aiomysql aiosqlite",
     "Libraries": "anyio aiofiles aiometer async-timeout nest-asyncio aiomonitor janus structlog pyzmq grpcio",
     "Notebooks and tests": "ipython ipykernel jupyter-client pytest-asyncio",

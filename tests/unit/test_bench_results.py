@@ -38,6 +38,7 @@ def measure(*options: str) -> subprocess.CompletedProcess[str]:
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     run = run_of({0: 1e-6, 20: 2e-6}, ["asyncio", "mioloop"])
     run.results[ROWS[0].name].failures["rloop"] = "NotImplementedError"
+    run.quick = True
     run.save(tmp_path / "folder" / "run.json")
     assert load(tmp_path / "folder" / "run.json") == run
 
