@@ -132,7 +132,7 @@ instructions: $(EXTENSION) $(VENV)/.group-bench ## instructions per operation, c
 	@$(BIN)/python -m benches.instructions
 
 # Only to compare builds: see benches/micro_pyperf.py.
-bench-micro: $(EXTENSION) $(VENV)/.group-bench ## the in-process rows under pyperf, asyncio beside mioloop
+bench-micro: $(EXTENSION) $(VENV)/.group-bench ## the in-process rows under pyperf, three loops
 	@mkdir -p target/pyperf && rm -f target/pyperf/*.json
 	@for loop in asyncio uvloop mioloop; do \
 	  $(BIN)/python -m benches.micro_pyperf --loop $$loop -o target/pyperf/$$loop.json $(BENCH) || exit; done

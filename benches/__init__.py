@@ -6,9 +6,9 @@
     python -m benches.micro_pyperf         the in-process rows under pyperf, to compare two builds
     python -m benches.pyperformance        pyperformance's asyncio benchmarks on both loops
 
-`make bench` keeps its samples in `results/`, row by row: an interrupted run is taken up again with --resume, and
-`make bench-report` puts the page together from the files that are there. What is to be said of a row stands
-in `notes.toml`.
+`make bench` keeps its samples in `results/`, row by row: an interrupted run is taken up again with --resume,
+and `make bench-report` puts the page together from the files that are there. What is to be said of a row
+stands in `notes.toml`.
 
 The measure is the CPU time of the process under test (user and system) per operation: on a machine with other
 things to do it is steadier than the clock, and it is what a user pays for. Rows marked (wall) take the clock
