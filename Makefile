@@ -42,7 +42,7 @@ say = @echo "== CPython $(TAG): $(1)"
 # Runs a command without its output, unless it fails.
 quietly = @out=$$($(1) 2>&1) || { echo "$$out" >&2; exit 1; }
 
-.PHONY: help build demo test test-more lint bench bench-report bench-micro instructions pyperformance docs wheels program-versions \
+.PHONY: help build demo test test-more lint bench bench-wheel bench-report bench-micro instructions pyperformance docs wheels program-versions \
   clean FORCE test-rust test-unit test-python test-conformance test-debug test-stress test-conformance-modes
 
 help: ## list these commands
@@ -123,6 +123,14 @@ BENCH ?=
 RESULTS := benches/results
 bench: $(EXTENSION) $(EXAMPLE) $(VENV)/.group-bench ## mioloop and its peers, measured side by side, into docs/benchmarks.md
 	@$(BIN)/python -m benches --json $(RESULTS)/rows.json $(BENCH)
+	@$(MAKE) --no-print-directory bench-report
+
+# The wheels are optimised by profile, the development build is not.
+bench-wheel: $(VENV)/.group-bench ## the same with the wheel that `make wheels` has left in dist/
+	$(call quietly,$(BASE) -m venv --clear $(VENV)-wheel)
+	$(call quietly,$(VENV)-wheel/bin/python -m pip install --upgrade pip)
+	$(call quietly,$(VENV)-wheel/bin/python -m pip install --group bench dist/mioloop-*-cp$(subst .,,$(TAG))-*.whl)
+	@$(VENV)-wheel/bin/python -m benches --json $(RESULTS)/rows.json $(BENCH)
 	@$(MAKE) --no-print-directory bench-report
 
 bench-report: $(EXTENSION) $(VENV)/.group-bench ## docs/benchmarks.md again, from the results that there are

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+import mioloop
 from mioloop.bench import quantity as time_quantity
 
 from .loops import BASELINE, OURS, version
@@ -136,8 +137,13 @@ def describe_machine() -> str:
 
 
 def describe_versions(loops: Sequence[str]) -> str:
-    versions = [f"{loop} {version(loop)}" for loop in loops if loop != "asyncio"]
-    return ", ".join([f"{platform.python_implementation()} {platform.python_version()}", *versions])
+    def describe(loop: str) -> str:
+        # It was optimised by profile, which an editable build is not.
+        wheel = loop == OURS and "site-packages" in (mioloop.__file__ or "")
+        return f"{loop} {version(loop)}{' (its wheel)' if wheel else ''}"
+
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return ", ".join([python, *(describe(loop) for loop in loops if loop != "asyncio")])
 
 
 def today() -> str:
