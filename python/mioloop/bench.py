@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import contextlib
 import importlib
 import importlib.metadata
@@ -153,13 +154,20 @@ MESSAGE = b"x" * 1023 + b"\n"
 
 
 class Client:
-    """Sends messages from a process of its own, started before anything is timed; ends when this one does."""
+    """Sends messages from a process of its own, started before anything is timed and ended with this one."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "mioloop.bench", "--client"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
+        atexit.register(self.end)
+
+    def end(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
 
     def talk(self, port: int, count: int) -> None:
         """Returns when `count` messages are back."""
@@ -372,7 +380,11 @@ def main(arguments: Sequence[str]) -> int:
         default=",".join(name for name in FACTORIES if importlib.util.find_spec(name)),
         help="separated by commas; default: those installed (%(default)s)",
     )
+    parser.add_argument("--only", default="", metavar="WORD", help="only work with WORD in its name")
     options = parser.parse_args(arguments)
+    works = [work for work in WORKS if options.only in work]
+    if not works:
+        parser.error(f"no work has that in its name: {', '.join(WORKS)}")
     # Ratios are to asyncio's loop, so that takes part in any case.
     wanted = {REFERENCE, *options.loops.split(",")}
     if unknown := wanted - FACTORIES.keys():
@@ -383,14 +395,14 @@ def main(arguments: Sequence[str]) -> int:
 
     progress = Progress(options.seconds)
     # The first round is always whole; most of what a sample takes besides is the start of Python.
-    each = min(0.2, options.seconds / (len(WORKS) * len(loops) * 4))
-    costs: dict[str, dict[str, list[float]]] = {work: {loop: [] for loop in loops} for work in WORKS}
+    each = min(0.2, options.seconds / (len(works) * len(loops) * 4))
+    costs: dict[str, dict[str, list[float]]] = {work: {loop: [] for loop in loops} for work in works}
     failures: dict[tuple[str, str], str] = {}
     turn = 0
     interrupted = False
     try:
         while turn == 0 or progress.left() > 0:
-            for work in WORKS:
+            for work in works:
                 if turn and progress.left() <= 0:
                     break
                 first = turn % len(loops)
