@@ -166,7 +166,7 @@ def main(arguments: Sequence[str]) -> int:
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
         print(f"{name:{width}}  {text}")
-    print("\nWho does the work of a loop's methods (the transports and handles they make are in Rust):")
+    print("\nWho does the work of a loop's methods (handles, and the transports of sockets, are in Rust):")
     for who, names in workers().items():
         print(textwrap.fill(", ".join(names), 100, initial_indent=f"  {who}: ", subsequent_indent="    "))
     return 0 if all(text == "works" for text in trials.values()) else 1

@@ -54,7 +54,7 @@ def test_the_doctor_tells_who_does_the_work() -> None:
     )
     assert "call_soon" in by_whom["in Rust"]
     assert "add_signal_handler" in by_whom["in mioloop's Python"]
-    assert "create_unix_server" in by_whom["the standard library's"]
+    assert "set_exception_handler" in by_whom["the standard library's"]
 
 
 def test_the_doctor_on_few_files() -> None:
