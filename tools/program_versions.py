@@ -24,9 +24,10 @@ PROGRAMS = {
     "HTTP": "aiohttp httpx fastapi starlette uvicorn uvicorn-worker gunicorn hypercorn granian websockets "
     "tornado",
     "Data": "asyncpg psycopg sqlalchemy redis aiomysql aiosqlite",
-    "Libraries": "anyio aiofiles aiometer async-timeout nest-asyncio aiomonitor janus structlog pyzmq grpcio",
+    "Libraries": "anyio aiofiles aiometer async-timeout aiomonitor janus structlog pyzmq grpcio",
     "Notebooks and tests": "ipython ipykernel jupyter-client pytest-asyncio",
     "Tools, several machines": "py-spy distributed",
+    "Does not run": "nest-asyncio",
 }
 # Part of another's test, not programs of their own.
 PARTS = {"httptools"}
