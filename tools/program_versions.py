@@ -27,8 +27,9 @@ PROGRAMS = {
     "Libraries": "anyio aiofiles aiometer async-timeout aiomonitor janus structlog pyzmq grpcio",
     "Notebooks and tests": "ipython ipykernel jupyter-client pytest-asyncio",
     "Tools, several machines": "py-spy distributed",
-    "Does not run": "nest-asyncio",
 }
+# docs/programs.md says why.
+NOT_RUNNING = ["nest-asyncio"]
 # Part of another's test, not programs of their own.
 PARTS = {"httptools"}
 SERVERS = {
@@ -55,24 +56,28 @@ def tested_group() -> set[str]:
 
 
 def main() -> None:
-    known = {name for names in PROGRAMS.values() for name in names.split()} | PARTS
+    known = {name for names in PROGRAMS.values() for name in names.split()} | PARTS | set(NOT_RUNNING)
     if strangers := tested_group() - known:
         sys.exit(f"no place for: {', '.join(sorted(strangers))}")
-    lines = ["| | on mioloop |", "|---|---|"]
     missing = []
-    for kind, names in PROGRAMS.items():
-        cells = []
-        for name in names.split():
+
+    def cell(names: list[str]) -> str:
+        versions = []
+        for name in names:
             try:
-                cells.append(f"{name} {importlib.metadata.version(name)}")
+                versions.append(f"{name} {importlib.metadata.version(name)}")
             except importlib.metadata.PackageNotFoundError:
                 missing.append(name)
-        lines.append(f"| {kind} | {', '.join(cells)} |")
+        return ", ".join(versions)
+
+    lines = ["| | on mioloop |", "|---|---|"]
+    lines += [f"| {kind} | {cell(names.split())} |" for kind, names in PROGRAMS.items()]
     servers = {name: server_version(command) for name, command in SERVERS.items()}
     missing += [name for name, version in servers.items() if version is None]
     lines.append(
         f"| Servers spoken to | {', '.join(f'{name} {version}' for name, version in servers.items())} |"
     )
+    lines.append(f"| Does not run | {cell(NOT_RUNNING)} |")
     if missing:
         sys.exit(f"not installed: {', '.join(missing)}")
     for page in (ROOT / "README.md", ROOT / "docs" / "programs.md"):
