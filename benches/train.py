@@ -17,6 +17,8 @@ from .runner import QUICK, cores, missing, read_line, worker
 
 
 def main() -> None:
+    # A shell has its background jobs ignore it, and what is ignored stays so in the processes below.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     core, load_core = cores()
     for row in ROWS:
         if missing(row):
