@@ -42,8 +42,8 @@ say = @echo "== CPython $(TAG): $(1)"
 # Runs a command without its output, unless it fails.
 quietly = @out=$$($(1) 2>&1) || { echo "$$out" >&2; exit 1; }
 
-.PHONY: help build demo test test-more lint bench clean FORCE \
-  test-rust test-unit test-python test-programs test-conformance test-debug
+.PHONY: help build demo test test-more lint bench bench-wheel bench-report bench-micro instructions pyperformance docs wheels program-versions \
+  clean FORCE test-rust test-unit test-python test-programs test-conformance test-debug test-stress test-conformance-modes
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -111,7 +111,7 @@ test-more: test-debug test-stress test-conformance-modes ## stress, debug mode, 
 	done; fi; \
 	[[ -z $$failed ]] || { echo "failed on:$$failed" >&2; exit 1; }
 
-lint: $(EXTENSION) $(VENV)/.group-lint $(VENV)/.group-programs ## rustfmt, clippy, ruff, mypy and stubtest
+lint: $(EXTENSION) $(VENV)/.group-lint $(VENV)/.group-programs ## rustfmt, clippy, ruff, mypy, stubtest, the workflow files
 	$(call say,lint)
 	@for crate in $(CRATES); do cargo fmt --manifest-path $$crate --check || exit; done
 	@for crate in $(CRATES); do \
@@ -120,9 +120,58 @@ lint: $(EXTENSION) $(VENV)/.group-lint $(VENV)/.group-programs ## rustfmt, clipp
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m mypy.stubtest mioloop._core --mypy-config-file pyproject.toml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
-bench: $(EXTENSION) $(EXAMPLE) $(VENV)/.group-bench ## mioloop and its peers, measured side by side
-	@$(BIN)/python -m benches
+# BENCH gives it more options, as in `make bench BENCH='--minutes 20 --rounds 3'` or BENCH=--resume. Results of other
+# runs that lie beside its own get into the report too.
+BENCH ?=
+RESULTS := benches/results
+bench: $(EXTENSION) $(EXAMPLE) $(VENV)/.group-bench ## mioloop and its peers, measured side by side, into docs/benchmarks.md
+	@$(BIN)/python -m benches --json $(RESULTS)/rows.json $(BENCH)
+	@$(MAKE) --no-print-directory bench-report
+
+# The wheels are optimised by profile, the development build is not.
+bench-wheel: $(VENV)/.group-bench ## the same with the wheel that `make wheels` has left in dist/
+	$(call quietly,$(BASE) -m venv --clear $(VENV)-wheel)
+	$(call quietly,$(VENV)-wheel/bin/python -m pip install --upgrade pip)
+	$(call quietly,$(VENV)-wheel/bin/python -m pip install --group bench dist/mioloop-*-cp$(subst .,,$(TAG))-*.whl)
+	@$(VENV)-wheel/bin/python -m benches --json $(RESULTS)/rows.json $(BENCH)
+	@$(MAKE) --no-print-directory bench-report
+
+bench-report: $(EXTENSION) $(VENV)/.group-bench ## docs/benchmarks.md again, from the results that there are
+	@$(BIN)/python -m benches --from $$(ls -tr $(RESULTS)/*.json) --report docs/benchmarks.md
+
+instructions: $(EXTENSION) $(VENV)/.group-bench ## instructions per operation, counted: fails where they have grown
+	@$(BIN)/python -m benches.instructions
+
+# Only to compare builds: see benches/micro_pyperf.py.
+bench-micro: $(EXTENSION) $(VENV)/.group-bench ## the in-process rows under pyperf, three loops
+	@mkdir -p target/pyperf && rm -f target/pyperf/*.json
+	@for loop in asyncio uvloop mioloop; do \
+	  $(BIN)/python -m benches.micro_pyperf --loop $$loop -o target/pyperf/$$loop.json $(BENCH) || exit; done
+	@cd target/pyperf && $(CURDIR)/$(BIN)/python -m pyperf compare_to asyncio.json uvloop.json mioloop.json --table
+
+PYPERFORMANCE ?= --fast
+pyperformance: $(EXTENSION) $(VENV)/.group-bench ## pyperformance's asyncio benchmarks on both loops
+	@mkdir -p $(RESULTS)
+	@$(BIN)/python -m benches.pyperformance --output target/pyperformance/$(TAG) \
+	  --table $(RESULTS)/pyperformance.md -- $(PYPERFORMANCE)
+
+# The site fetches nothing when it is built, and nothing when it is read.
+docs: $(VENV)/.group-docs ## the documentation, into target/site
+	$(call say,documentation)
+	@NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict
+	@! grep -rnoE '<(script|link|img)[^>]+(src|href)="?https?://[^">]+\.(js|css|woff2?|svg|png)' target/site \
+	  || { echo "the site would fetch these when it is read" >&2; exit 1; }
+
+program-versions: $(VENV)/.group-programs ## the versions in README.md and docs/programs.md, as installed here
+	@$(BIN)/python tools/program_versions.py
+
+# PYTHONS names the interpreters; without it, every supported one found here. PGO=off, PGO=required: see tools/wheels.
+PYTHONS ?= $(BASE) $(shell tools/find-python --each | awk '$$1 != "$(TAG)" { print $$2 }')
+wheels: $(VENV)/.group-wheels ## an sdist and manylinux wheels in dist/, each installed and tried
+	$(call say,wheels)
+	@tools/wheels $(BIN) $(PYTHONS)
 
 clean: ## remove what was built and installed here
 	rm -rf .venv target dist python/mioloop/_core*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

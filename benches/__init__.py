@@ -3,6 +3,12 @@
     python -m benches                      every row on every loop that is installed
     python -m benches --rows 'echo|queue' --loops mioloop,uvloop --rounds 9
     python -m benches.instructions         instructions per operation, against the stored counts
+    python -m benches.micro_pyperf         the in-process rows under pyperf, to compare two builds
+    python -m benches.pyperformance        pyperformance's asyncio benchmarks on both loops
+
+`make bench` keeps its samples in `results/`, row by row: an interrupted run is taken up again with --resume,
+and `make bench-report` puts the page together from the files that are there. What is to be said of a row
+stands in `notes.toml`.
 
 The measure is the CPU time of the process under test (user and system) per operation: on a machine with other
 things to do it is steadier than the clock, and it is what a user pays for. Rows marked (wall) take the clock
@@ -14,7 +20,8 @@ core and what loads them on another. The other loops are never needed: one that 
 out.
 
 How it fits together: `row` says what a row is; `micro`, `network`, `http` and `process` hold the rows;
-`worker` is the fresh process that a sample runs in; `runner` starts workers and load; `report` and `plot`
-show the results; `load/` is the network load, a Rust program. Linux only, as it reads other processes' CPU
+`worker` is the fresh process that a sample runs in; `runner` starts workers and load; `results` keeps what
+they give; `report` and `plot` show it; `load/` is the network load, a Rust program; `train` is the work that
+the wheels are optimised for. Linux only, as it reads other processes' CPU
 clocks.
 """

@@ -28,10 +28,10 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from .loops import FACTORIES, OURS
-from .micro import call_soon_chain, sleep_zero
+from mioloop.bench import FACTORIES, call_soon_chain, load_factory, sleep_zero
+
+from .loops import OURS
 from .network import Echo, echo_lines
-from .worker import load_factory
 
 STORE = Path(__file__).with_suffix(".json")
 ALLOWED_GROWTH = 0.05

@@ -7,16 +7,10 @@ import platform
 import subprocess
 import sys
 
+from mioloop.bench import FACTORIES
+
 from .load_program import last_line
 
-FACTORIES = {
-    "asyncio": "asyncio:SelectorEventLoop",
-    "uvloop": "uvloop:new_event_loop",
-    "rloop": "rloop:new_event_loop",
-    "rsloop": "rsloop:new_event_loop",
-    "veloxloop": "veloxloop:new_event_loop",
-    "mioloop": "mioloop:new_event_loop",
-}
 OURS = "mioloop"
 BASELINE = "uvloop"
 """The loop that costs are given as a share of."""

@@ -187,13 +187,24 @@ def announce_socket(listener: socket.socket, announce: Announce) -> None:
 
 serve_echo = partial(serve_protocol, Echo)
 KIB = 1024
+# By size in KiB and number of connections.
+PROTOCOL_GOALS: dict[int, dict[int, float | None]] = {
+    1: {50: 0.90, 1: None, 500: None},
+    16: {50: 0.80, 1: None, 500: None},
+    100: {50: 0.68, 1: None, 500: None},
+}
 
-ROWS = (
-    Served("TCP echo, Protocol, 1 KiB × 50", 0.90, serve_echo, load_with("tcp", size=KIB)),
-    Served("TCP echo, Protocol, 1 KiB × 1", None, serve_echo, load_with("tcp", size=KIB, connections=1)),
-    Served("TCP echo, Protocol, 1 KiB × 500", None, serve_echo, load_with("tcp", size=KIB, connections=500)),
-    Served("TCP echo, Protocol, 16 KiB × 50", 0.80, serve_echo, load_with("tcp", size=16 * KIB)),
-    Served("TCP echo, Protocol, 100 KiB × 50", 0.68, serve_echo, load_with("tcp", size=100 * KIB)),
+ROWS: tuple[InProcess | Served, ...] = (
+    *(
+        Served(
+            f"TCP echo, Protocol, {size} KiB × {connections}",
+            goal,
+            serve_echo,
+            load_with("tcp", size=size * KIB, connections=connections),
+        )
+        for size, goals in PROTOCOL_GOALS.items()
+        for connections, goal in goals.items()
+    ),
     Served(
         "TCP echo, Protocol, 128 B pipelined by 16 × 50",
         None,

@@ -9,7 +9,7 @@ from typing import Any
 
 from .loops import BASELINE, OURS
 from .report import ratio, title
-from .runner import Result
+from .results import Result
 
 OURS_COLOUR = "#d9480f"
 # Peers stay in the background: quiet colours, and shapes that tell them apart without colour.
@@ -71,7 +71,11 @@ def draw(path: Path, results: Sequence[Result], loops: Sequence[str]) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_xlabel(f"cost as a share of {BASELINE}'s: further left is better (logarithmic)")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.06), ncols=len(loops), frameon=False)
+    # Above, where it is read first.
+    heading = {
+        "title": f"What the same work costs, {BASELINE} = 1: further left is cheaper",
+        "title_fontproperties": {"weight": "bold", "size": 11},
+    }
+    figure.legend(loc="outside upper center", ncols=len(loops), frameon=False, **heading)
     figure.savefig(path, facecolor="white", metadata={"Date": None})
     pyplot.close(figure)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+import mioloop
+from mioloop.bench import quantity as time_quantity
+
 from .loops import BASELINE, OURS, version
-from .runner import Result
+from .results import Result, Run, together
+from .rows import ROWS
 
 Table = list[list[str]]
+
+NOTES = Path(__file__).with_name("notes.toml")
+# The table that `make pyperformance` has written last, if it has.
+PYPERFORMANCE = Path(__file__).with_name("results") / "pyperformance.md"
 
 
 def ratio(result: Result, loop: str) -> float | None:
@@ -29,10 +38,7 @@ def best_peer(result: Result) -> str | None:
 def quantity(result: Result, cost: float) -> str:
     if result.row.measure == "bytes":
         return f"{cost / 1024:.2f} KiB"
-    for unit, size in (("ms", 1e-3), ("µs", 1e-6)):
-        if cost >= size:
-            return f"{cost / size:.3g} {unit}"
-    return f"{cost * 1e9:.3g} ns"
+    return time_quantity(cost)
 
 
 def title(result: Result) -> str:
@@ -48,7 +54,7 @@ def cost_cell(result: Result, loop: str) -> str:
     return f"{share:.2f}"
 
 
-def costs(results: Sequence[Result], loops: Sequence[str]) -> Table:
+def costs(results: Sequence[Result], loops: Sequence[str], bold: bool = False) -> Table:
     """Costs as shares of the baseline's, whose own cell holds the cost itself."""
     table = [["work", *loops, "best peer", f"{OURS} to best", "first goal"]]
     for result in results:
@@ -57,8 +63,17 @@ def costs(results: Sequence[Result], loops: Sequence[str]) -> Table:
         to_best = f"{ours / theirs:.2f}" if ours is not None and theirs else "–"
         goal = "–" if result.row.goal is None else f"{result.row.goal:.2f}"
         cells = [cost_cell(result, loop) for loop in loops]
+        if bold and OURS in loops and meets_goal(result):
+            place = loops.index(OURS)
+            cells[place] = f"**{cells[place]}**"
         table.append([title(result), *cells, best or "–", to_best, goal])
     return table
+
+
+def meets_goal(result: Result) -> bool:
+    share = ratio(result, OURS)
+    # As printed: what the table shows as equal is equal.
+    return share is not None and result.row.goal is not None and round(share, 2) <= result.row.goal
 
 
 def rates(results: Sequence[Result], loops: Sequence[str]) -> Table:
@@ -87,13 +102,9 @@ def standing(results: Sequence[Result]) -> str | None:
     ]
     if not pairs:
         return None
-    goals = [
-        (share, result.row.goal)
-        for result in results
-        if result.row.goal is not None and (share := ratio(result, OURS)) is not None
-    ]
+    goals = [result for result in results if result.row.goal is not None and ratio(result, OURS) is not None]
     cheaper = sum(a < b for a, b in pairs)
-    met = sum(share <= goal for share, goal in goals)
+    met = sum(map(meets_goal, goals))
     return (
         f"{OURS} costs less than the best of the others in {cheaper} of {len(pairs)} rows, "
         f"and meets its first goal in {met} of {len(goals)}."
@@ -126,35 +137,73 @@ def describe_machine() -> str:
 
 
 def describe_versions(loops: Sequence[str]) -> str:
-    versions = [f"{loop} {version(loop)}" for loop in loops if loop != "asyncio"]
-    return ", ".join([f"{platform.python_implementation()} {platform.python_version()}", *versions])
+    def describe(loop: str) -> str:
+        # It was optimised by profile, which an editable build is not.
+        wheel = loop == OURS and "site-packages" in (mioloop.__file__ or "")
+        return f"{loop} {version(loop)}{' (its wheel)' if wheel else ''}"
+
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return ", ".join([python, *(describe(loop) for loop in loops if loop != "asyncio")])
 
 
 def today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def write_markdown(path: Path, results: Sequence[Result], loops: Sequence[str], rounds: int) -> None:
+def notes(path: Path = NOTES) -> list[str]:
+    """The hand-written notes, in the order of the rows."""
+    written: dict[str, str] = tomllib.loads(path.read_text())
+    names = [row.name for row in ROWS]
+    if strangers := written.keys() - set(names):
+        raise ValueError(f"{path.name} has notes on rows that are not there: {', '.join(sorted(strangers))}")
+    return [f"**{name}.** {written[name].strip()}" for name in names if name in written]
+
+
+def describe(run: Run) -> str:
+    rounds = sorted({result.rounds for result in run.results.values()})
+    samples = f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else f"{rounds[0]}"
+    quick = " **A quick look, not a measurement.**" if run.quick else ""
+    rows = f"{len(run.results)} rows, medians of {samples} samples"
+    return f"{run.date}, {run.machine}; {run.versions}: {rows}.{quick}"
+
+
+def write_markdown(path: Path, runs: Sequence[Run]) -> None:
     """The report for the documentation, with its plot beside it."""
     from .plot import draw
 
+    results, loops = together(runs)
     picture = path.with_suffix(".svg")
     draw(picture, results, loops)
+    measured = [describe(run) for run in runs if run.results]
     parts = [
         "# Benchmarks",
+        "<!-- Made by `make bench` and `make bench-report`; notes on rows belong in benches/notes.toml. -->",
+        *(["**Some of this is a quick look, not a measurement.**"] if any(run.quick for run in runs) else []),
         standing(results),
         f"![Cost of each piece of work on each loop as a share of {BASELINE}'s]({picture.name})",
         f"Process CPU (user and system) per operation, as a share of {BASELINE}'s, whose own column has the "
         "cost itself; lower is better. Rows marked (wall) are elapsed time, the memory row is private "
         "memory. In rows with a network the figure is the server process's alone. *Best peer* is the "
-        f"cheapest loop but {OURS}, *first goal* the share of {BASELINE}'s cost that the project aims at.",
-        as_markdown(costs(results, loops)),
+        f"cheapest loop but {OURS}, *first goal* the share of {BASELINE}'s cost that the project aims at; "
+        f"in bold where {OURS} is at or below it.",
+        as_markdown(costs(results, loops, bold=True)),
+        *(["## Notes on single rows", *written] if (written := notes()) else []),
         "## Throughput",
         as_markdown(rates(results, loops)),
+    ]
+    if PYPERFORMANCE.exists():
+        parts += [
+            "## pyperformance",
+            "pyperformance's asyncio benchmarks on asyncio's own loop and on mioloop, compared by pyperf: "
+            "wall time, client and server in one process. `make pyperformance` repeats it.",
+            PYPERFORMANCE.read_text().strip(),
+        ]
+    parts += [
         "## How this was measured",
-        f"On {today()}, {describe_machine()}; {describe_versions(loops)}. Each figure is the median of "
-        f"{rounds} samples, each in a process of its own, the loops taking turns. Servers were kept on one "
-        "core and their load on another; every echoed byte was checked. To repeat it: `make bench`.",
+        "\n".join(f"- {line}" for line in measured),
+        "Each sample was taken in a process of its own, the loops taking turns, round by round. Servers were "
+        "kept on one core and their load on another; every echoed byte was checked. The load is a Rust "
+        "program of the repository, `benches/load`, and wrk for HTTP. `make bench` repeats it.",
     ]
     if failed := failures(results):
         parts += ["## What failed", "\n".join(f"- {line}" for line in failed)]

@@ -53,27 +53,27 @@ class InProcess(Row):
         """Finds the count that takes about `seconds`, then takes the median of `samples` timings of it."""
         with asyncio.Runner(loop_factory=factory) as runner:
             body = self.prepare(runner.get_loop())
-            count, cost = 1, runner.run(self._time(body, 1))
+            count, cost = 1, runner.run(self.time(body, 1))
             while cost.wall < seconds / 4:
                 # From a too short time little can be told, so the count grows tenfold at most.
                 count *= max(2, min(10, int(seconds / 2 / max(cost.wall, 1e-9))))
-                cost = runner.run(self._time(body, count))
+                cost = runner.run(self.time(body, count))
             count = max(1, round(count * seconds / cost.wall))
-            costs = [runner.run(self._time(body, count)) for _ in range(samples)]
+            costs = [runner.run(self.time(body, count)) for _ in range(samples)]
         operations = count * self.batch
         wall = median(cost.wall for cost in costs)
         cpu = median(cost.cpu for cost in costs)
         return Sample((cpu if self.measure == "cpu" else wall) / operations, operations / wall)
 
     @staticmethod
-    async def _time(body: Body, count: int) -> _Cost:
+    async def time(body: Body, count: int) -> Cost:
         wall, cpu = time.perf_counter(), time.process_time()
         await body(count)
-        return _Cost(time.process_time() - cpu, time.perf_counter() - wall)
+        return Cost(time.process_time() - cpu, time.perf_counter() - wall)
 
 
 @dataclass(frozen=True)
-class _Cost:
+class Cost:
     cpu: float
     wall: float
 

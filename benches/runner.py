@@ -12,41 +12,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from statistics import median
+from dataclasses import dataclass
+
+from mioloop.bench import FACTORIES
 
 from .load_program import LoadFailed, last_line
-from .loops import FACTORIES
+from .results import Result
 from .row import InProcess, Sample, Served, Target
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long each part of a sample takes, in seconds."""
+    """How long each part of a sample takes, in seconds. Another round tells more than a longer sample."""
 
-    in_process: float = 0.25
+    in_process: float = 0.2
     samples: int = 3
-    served: float = 2.0
-    warmup: float = 0.4
+    served: float = 1.2
+    warmup: float = 0.3
 
 
 QUICK = Effort(in_process=0.05, samples=1, served=0.4, warmup=0.1)
-
-
-@dataclass
-class Result:
-    row: InProcess | Served
-    samples: dict[str, list[Sample]]
-    failures: dict[str, str] = field(default_factory=dict)
-
-    def cost(self, loop: str) -> float | None:
-        """The median over the rounds; none for a loop that failed in any of them."""
-        samples = self.samples.get(loop)
-        return median(sample.cost for sample in samples) if samples else None
-
-    def rate(self, loop: str) -> float | None:
-        rates = [sample.rate for sample in self.samples.get(loop, ()) if sample.rate is not None]
-        return median(rates) if rates else None
 
 
 class SampleFailed(Exception):
@@ -62,19 +47,19 @@ def cores() -> tuple[int | None, int | None]:
     return (usable[0], usable[-1]) if len(usable) > 1 else (None, None)
 
 
-def measure(row: InProcess | Served, loops: Sequence[str], rounds: int, effort: Effort) -> Result:
-    result = Result(row, {loop: [] for loop in loops})
-    for turn in range(rounds):
-        # Whoever comes first in one round comes last in the next.
-        for loop in (*loops[turn % len(loops) :], *loops[: turn % len(loops)]):
-            if loop in result.failures:
-                continue
-            try:
-                result.samples[loop].append(take_sample(row, loop, effort))
-            except SampleFailed as reason:
-                result.failures[loop] = str(reason)
-                del result.samples[loop]
-    return result
+def measure(result: Result, loops: Sequence[str], effort: Effort) -> None:
+    """Takes one round of a row: a sample of each loop."""
+    # Whoever comes first in one round comes last in the next.
+    first = result.rounds % len(loops)
+    for loop in (*loops[first:], *loops[:first]):
+        if loop in result.failures:
+            continue
+        try:
+            result.samples.setdefault(loop, []).append(take_sample(result.row, loop, effort))
+        except SampleFailed as reason:
+            result.failures[loop] = str(reason)
+            result.samples.pop(loop, None)
+    result.rounds += 1
 
 
 def missing(row: InProcess | Served) -> list[str]:

@@ -10,21 +10,15 @@ import argparse
 import asyncio
 import ctypes
 import dataclasses
-import importlib
 import json
 import resource
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
-from .row import InProcess, Loop
+from mioloop.bench import load_factory
+
+from .row import InProcess
 from .rows import ROWS
-
-
-def load_factory(specification: str) -> Callable[[], Loop]:
-    module, _, name = specification.partition(":")
-    factory: Callable[[], Loop] = getattr(importlib.import_module(module), name)
-    return factory
 
 
 def age_allocator() -> None:

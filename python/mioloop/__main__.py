@@ -1,14 +1,24 @@
-"""Run a program, unchanged, on mioloop: ``python -m mioloop script.py args...`` or ``-m module args...``."""
+"""Run a program, unchanged, on mioloop: ``python -m mioloop script.py args...`` or ``-m module args...``.
+
+``python -m mioloop bench`` and ``python -m mioloop doctor`` are commands of mioloop's own. They are that in
+every folder: a script of such a name is run as ``./bench``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import os
 import runpy
 import sys
 
 from . import Loop, install, new_event_loop
+
+COMMANDS = {
+    "bench": "compare mioloop with asyncio and the other loops installed, in two minutes",
+    "doctor": "say what mioloop finds on this machine, and whether it works",
+}
 
 
 def make_default() -> None:
@@ -24,12 +34,24 @@ def make_default() -> None:
 def main() -> None:
     """Run the program that the command line names, as ``python`` would, with mioloop as asyncio's loop."""
     parser = argparse.ArgumentParser(
-        prog="python -m mioloop", description="Run a Python program with mioloop as asyncio's event loop."
+        prog="python -m mioloop",
+        description="Run a Python program with mioloop as asyncio's event loop.",
+        epilog="\n".join(["commands:", *(f"  {name:9} {text}" for name, text in COMMANDS.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     # All that follows the program's name is the program's own.
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE", help="run a module")
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="script.py args...", help="run a file")
     options = parser.parse_args()
+    if options.module is None and options.program and options.program[0] in COMMANDS:
+        name, *arguments = options.program
+        if os.path.isfile(name):
+            print(
+                f"(this is mioloop's own command; the file is run by: python -m mioloop ./{name})",
+                file=sys.stderr,
+            )
+        # Imported here, as no program that is run on mioloop needs them.
+        sys.exit(importlib.import_module(f"mioloop.{name}").main(arguments))
     if options.module:
         make_default()
         sys.argv[:] = options.module

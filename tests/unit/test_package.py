@@ -280,7 +280,8 @@ def test_types_are_published() -> None:
 
 
 @pytest.mark.skipif(
-    not (3, 13) <= sys.version_info < (3, 15), reason="where a module definition says it, and is what was used"
+    not (3, 13) <= sys.version_info < (3, 15),
+    reason="where a module definition says it, and is what was used",
 )
 def test_the_core_asks_for_the_interpreter_lock() -> None:
     """Without the lock its state would be unprotected. The answer is in slot Py_mod_gil of the definition."""
@@ -298,7 +299,9 @@ def test_the_core_asks_for_the_interpreter_lock() -> None:
     assert answers[py_mod_gil] == used
 
 
-@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this interpreter always has the lock")
+@pytest.mark.skipif(
+    not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this interpreter always has the lock"
+)
 def test_the_import_turns_the_interpreter_lock_on() -> None:
     script = "import sys, mioloop; print(sys._is_gil_enabled())"
     assert child(script, "-W", "ignore") == ("True\n", "", 0)
