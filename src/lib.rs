@@ -1,10 +1,11 @@
 //! mioloop's core: everything that asyncio does once per event.
 //!
 //! Imports point one way, from the loop down to the helpers over the C API:
-//! `event_loop -> transport, sock, fd_watch -> handle -> reactor, timers, sys, py`. Apart from them stand files, which
-//! know no loop: `fs -> runtime, sys, py`.
+//! `event_loop -> executor, transport, sock, fd_watch -> handle -> reactor, timers, watch, sys, py`. Apart from them stand
+//! files, which know no loop: `fs -> runtime, sys, py`.
 
 mod event_loop;
+mod executor;
 mod fd_watch;
 mod fs;
 mod handle;
@@ -15,6 +16,7 @@ mod sock;
 mod sys;
 mod timers;
 mod transport;
+mod watch;
 
 /// The extension module behind the `mioloop` package.
 // Without the interpreter lock `AttachedCell` is not safe, and since 0.28 pyo3 declares a module free of it by default.
@@ -22,6 +24,8 @@ mod transport;
 mod _core {
     #[pymodule_export]
     use crate::event_loop::{_check_interpreter, EventLoop};
+    #[pymodule_export]
+    use crate::executor::{ThreadPool, Worker};
     #[pymodule_export]
     use crate::fs::{_wait_for_writes, File, Mailbox};
     #[pymodule_export]
@@ -56,7 +60,7 @@ mod tests {
             let names = PyDict::new(py);
             names.set_item("panics", wrap_pyfunction!(panics, py).unwrap()).unwrap();
             let program = c_str!(
-                "import asyncio, _core
+                "import asyncio, threading, _core
 class Loop(_core.EventLoop, asyncio.BaseEventLoop):
     pass
 loop, seen = Loop(), []
@@ -68,9 +72,23 @@ try:
 except BaseException as error:
     seen.append(type(error).__name__)
 loop.run_forever()
+
+class Pool(_core.ThreadPool):
+    _max_workers, _idle_seconds, _pause = 1, 1.0, staticmethod(lambda: None)
+    def _start_thread(self, worker):
+        self.thread = threading.Thread(target=worker.run)
+        self.thread.start()
+pool = Pool()
+for _ in range(2):
+    try:
+        loop.run_until_complete(loop.run_in_executor(pool, panics))
+    except BaseException as error:
+        seen.append(type(error).__name__)
+pool._close(exiting=False)
+pool.thread.join()
 loop.close()
 loop._release()
-assert seen == ['PanicException', 'next'], seen
+assert seen == ['PanicException', 'next', 'PanicException', 'PanicException'], seen
 "
             );
             py.run(program, Some(&names), None).unwrap();

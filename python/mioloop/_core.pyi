@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from concurrent.futures import Executor, Future
 from contextvars import Context
 from os import stat_result
 from socket import socket
@@ -20,12 +21,15 @@ __all__ = [
     "Mailbox",
     "SocketOperation",
     "StreamTransport",
+    "ThreadPool",
     "TimerHandle",
     "Transport",
+    "Worker",
     "_check_interpreter",
     "_wait_for_writes",
 ]
 
+_T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
 _Ts = TypeVarTuple("_Ts")
 
@@ -109,6 +113,24 @@ class DatagramTransport(Transport):
 
     def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None: ...
 
+@final
+class Worker:
+    """What a thread of the default executor runs."""
+
+    def run(self) -> None: ...
+
+@disjoint_base
+class ThreadPool:
+    """What `mioloop.executor.DefaultExecutor` does in Rust."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self: ...
+    def _submit(
+        self, future: Future[Any], callable: Callable[..., object], args: tuple[Any, ...]
+    ) -> None: ...
+    def _close(self, exiting: bool) -> None: ...
+    def _drain(self) -> list[tuple[asyncio.AbstractEventLoop | None, Any]]: ...
+    def _after_fork(self) -> None: ...
+
 @disjoint_base
 class EventLoop:
     """What `mioloop.Loop` does in Rust. Its methods are those of `asyncio.AbstractEventLoop`."""
@@ -139,6 +161,9 @@ class EventLoop:
         *args: *_Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle: ...
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[_Ts]], _T], *args: *_Ts
+    ) -> asyncio.Future[_T]: ...
     def add_reader(
         self, fd: FileDescriptorLike, callback: Callable[[Unpack[_Ts]], Any], *args: *_Ts
     ) -> None: ...

@@ -82,6 +82,12 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
         finally:
             self._release()
 
+    def _make_default_executor(self) -> Any:
+        from .executor import DefaultExecutor
+
+        self._default_executor = DefaultExecutor()
+        return self._default_executor
+
     # Signals.
 
     def add_signal_handler(self, sig: int, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts) -> None:

@@ -3,13 +3,14 @@
 //! The class is a base of `mioloop.Loop`, before `asyncio.BaseEventLoop`: what is here shadows the standard library's
 //! method of the same name, and all the rest of a loop is the standard library's own code.
 
+mod jobs;
 mod run;
 mod schedule;
 mod services;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use mio::Waker;
 use pyo3::exceptions::{PyImportError, PyRuntimeError};
@@ -19,6 +20,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
+use crate::executor::Finished;
 use crate::fd_watch::FdWatch;
 use crate::handle::{Handle, ReturnSignal, TimerHandle};
 use crate::py::AttachedCell;
@@ -27,6 +29,9 @@ use crate::sys;
 use crate::timers::TimerQueue;
 use crate::transport::{Listener, Transport};
 
+use jobs::Jobs;
+
+pub use jobs::News;
 pub use services::{READ_SIZE, ReadBuffer, cancel_stale};
 
 /// Something to do in this iteration or the next.
@@ -36,6 +41,19 @@ enum Ready {
     Source(Key),
     /// A transport whose protocol has been told of the connection, and that may read from now on.
     Start(Py<Transport>),
+    /// A job of an executor is done.
+    Finished(Box<Finished>),
+}
+
+impl Ready {
+    fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match self {
+            Ready::Call(handle) => visit.call(handle),
+            Ready::Source(_) => Ok(()),
+            Ready::Start(transport) => visit.call(transport),
+            Ready::Finished(finished) => finished.traverse(visit),
+        }
+    }
 }
 
 /// On whose behalf a descriptor is watched.
@@ -66,14 +84,16 @@ impl Owner {
 
 /// What any thread may touch, without the interpreter lock's help.
 struct Shared {
-    /// Calls that other threads have scheduled, in order, until the loop takes them over.
-    incoming: Mutex<Vec<Py<Handle>>>,
+    /// What other threads have scheduled, in order, until the loop takes it over.
+    incoming: Mutex<Vec<Ready>>,
     has_incoming: AtomicBool,
     /// The loop is in a poll that may last, or about to enter it: whoever has something for it must wake it, once.
     sleeping: AtomicBool,
     stopping: AtomicBool,
     return_signal: ReturnSignal,
-    waker: Mutex<Option<Waker>>,
+    waker: Mutex<Option<Arc<Waker>>>,
+    /// There is news of a job; set last of all, when the GIL may be had.
+    rung: Arc<AtomicBool>,
 }
 
 /// The Rust half of `mioloop.Loop`.
@@ -85,6 +105,7 @@ pub struct EventLoop {
     /// Away while a poll is on.
     poller: AttachedCell<Option<Poller>>,
     read_buffer: AttachedCell<Option<ReadBuffer>>,
+    jobs: AttachedCell<Jobs>,
     closed: AttachedCell<bool>,
     debug: AttachedCell<bool>,
     /// The thread that runs the loop, as `threading.get_ident()` names it.
@@ -123,7 +144,7 @@ impl EventLoop {
         drop((incoming, ready, timers, owners));
     }
 
-    fn take_incoming(&self) -> Vec<Py<Handle>> {
+    fn take_incoming(&self) -> Vec<Ready> {
         self.shared.has_incoming.store(false, Ordering::SeqCst);
         std::mem::take(&mut *self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -157,6 +178,7 @@ impl EventLoop {
             reactor: AttachedCell::new(Some(reactor)),
             poller: AttachedCell::new(Some(poller)),
             read_buffer: AttachedCell::new(None),
+            jobs: AttachedCell::new(Jobs::default()),
             closed: AttachedCell::new(false),
             debug: AttachedCell::new(false),
             thread_id: AttachedCell::new(None),
@@ -166,7 +188,8 @@ impl EventLoop {
                 sleeping: AtomicBool::new(false),
                 stopping: AtomicBool::new(false),
                 return_signal: ReturnSignal::default(),
-                waker: Mutex::new(Some(waker)),
+                waker: Mutex::new(Some(Arc::new(waker))),
+                rung: Arc::new(AtomicBool::new(false)),
             },
         })
     }
@@ -219,8 +242,9 @@ impl EventLoop {
         })??;
         // The thread that sat in the poll is not there any more, unless it is this one, which is not in it.
         self.shared.sleeping.store(false, Ordering::SeqCst);
-        let waker = self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).replace(waker);
+        let waker = self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::new(waker));
         drop((self.poller.replace(py, Some(poller)), waker));
+        self.forget_jobs(py);
         Ok(())
     }
 
@@ -275,7 +299,7 @@ impl EventLoop {
         let handles: Vec<Py<Handle>> = (self.ready.borrow_mut(py).iter())
             .filter_map(|ready| match ready {
                 Ready::Call(handle) => Some(handle.clone_ref(py)),
-                Ready::Source(_) | Ready::Start(_) => None,
+                Ready::Source(_) | Ready::Start(_) | Ready::Finished(_) => None,
             })
             .collect();
         PyList::new(py, handles)
@@ -300,11 +324,7 @@ impl EventLoop {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         if let Ok(ready) = self.ready.borrow_for_traverse() {
             for item in ready.iter() {
-                match item {
-                    Ready::Call(handle) => visit.call(handle)?,
-                    Ready::Start(transport) => visit.call(transport)?,
-                    Ready::Source(_) => {}
-                }
+                item.traverse(visit)?;
             }
         }
         if let Ok(timers) = self.timers.borrow_for_traverse() {
@@ -318,8 +338,8 @@ impl EventLoop {
             }
         }
         if let Ok(incoming) = self.shared.incoming.try_lock() {
-            for handle in incoming.iter() {
-                visit.call(handle)?;
+            for item in incoming.iter() {
+                item.traverse(visit)?;
             }
         }
         Ok(())

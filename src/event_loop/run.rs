@@ -22,7 +22,7 @@ use super::{EventLoop, Owner, Ready};
 use crate::fd_watch;
 use crate::handle::Handle;
 use crate::py::{Asyncio, is_fatal};
-use crate::reactor::{Key, Readiness};
+use crate::reactor::{Key, Poller, Readiness};
 use crate::sys;
 use crate::transport::{Listener, Transport};
 
@@ -68,11 +68,14 @@ impl EventLoop {
         }
         let mut now = sys::monotonic();
         let idle = this.ready.borrow_mut(py).is_empty();
-        if idle || last_poll.iterations >= POLL_ITERATIONS || now - last_poll.time >= POLL_INTERVAL {
+        let due = last_poll.iterations >= POLL_ITERATIONS || now - last_poll.time >= POLL_INTERVAL;
+        if idle || due {
             let timeout = if idle { this.time_to_sleep(py, now) } else { Some(Duration::ZERO) };
-            this.poll(py, timeout)?;
+            let polled = this.poll(py, timeout, due)?;
             now = sys::monotonic();
-            *last_poll = LastPoll { time: now, iterations: 0 };
+            if polled {
+                *last_poll = LastPoll { time: now, iterations: 0 };
+            }
         }
         last_poll.iterations += 1;
         this.queue_due_timers(py, now + CLOCK_RESOLUTION);
@@ -99,36 +102,64 @@ impl EventLoop {
 
     /// Waits for events and queues what they make ready. Signal handlers of Python run before that: one that raises
     /// leaves the loop here.
-    fn poll(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<()> {
+    ///
+    /// Instead of sleeping it may watch for a job to end. If one does, I/O has not been looked at, and the result is
+    /// false; when it is `due`, it is looked at first.
+    fn poll(&self, py: Python<'_>, timeout: Option<Duration>, due: bool) -> PyResult<bool> {
         let Some(mut poller) = self.poller.replace(py, None) else {
-            return self.check_open(py);
+            return self.check_open(py).map(|()| true);
         };
         let polled = if timeout == Some(Duration::ZERO) {
-            poller.poll(timeout)
+            Some(poller.poll(timeout))
         } else {
-            self.shared.sleeping.store(true, Ordering::SeqCst);
-            // Whoever came before the flag was up has not woken us.
-            let timeout = match self.shared.has_incoming.load(Ordering::SeqCst) {
-                true => Some(Duration::ZERO),
-                false => timeout,
-            };
-            let polled = py.detach(|| poller.poll(timeout));
-            self.shared.sleeping.store(false, Ordering::SeqCst);
-            polled
+            self.sleep(py, &mut poller, timeout, due)
         };
         let events = match polled {
-            Ok(()) => {
+            Some(Ok(())) => {
                 self.queue_events(py, poller.events());
                 Ok(())
             }
-            Err(error) if error.errno == libc::EINTR => Ok(()),
-            Err(error) => Err(error),
+            Some(Err(error)) if error.errno != libc::EINTR => Err(error),
+            Some(Err(_)) | None => Ok(()),
         };
         drop(self.poller.replace(py, Some(poller)));
         events?;
-        py.check_signals()?;
+        if polled.is_some() {
+            py.check_signals()?;
+        }
         self.take_over_incoming(py);
-        Ok(())
+        Ok(polled.is_some())
+    }
+
+    /// Waits without the GIL, for events or for a job to end.
+    fn sleep(
+        &self,
+        py: Python<'_>,
+        poller: &mut Poller,
+        timeout: Option<Duration>,
+        due: bool,
+    ) -> Option<sys::Result<()>> {
+        let mut farewell = self.take_farewell(py);
+        let shared = &self.shared;
+        let polled = py.detach(|| {
+            if due && farewell.is_watching() {
+                return Some(poller.poll(Some(Duration::ZERO)));
+            }
+            if farewell.say(&shared.rung) {
+                return None;
+            }
+            shared.sleeping.store(true, Ordering::SeqCst);
+            // Whoever came before the flag was up has not woken us.
+            let timeout = match shared.has_incoming.load(Ordering::SeqCst) {
+                true => Some(Duration::ZERO),
+                false => timeout,
+            };
+            let polled = poller.poll(timeout);
+            shared.sleeping.store(false, Ordering::SeqCst);
+            Some(polled)
+        });
+        self.put_farewell(py, farewell);
+        polled
     }
 
     fn queue_events(&self, py: Python<'_>, events: impl Iterator<Item = (Key, Readiness)>) {
@@ -173,6 +204,7 @@ impl EventLoop {
     /// An error from here leaves the loop.
     fn run_ready(slf: &Bound<'_, Self>, item: Ready) -> PyResult<()> {
         let py = slf.py();
+        let mut message = intern!(py, "Exception in a transport");
         let result = match item {
             Ready::Call(handle) => return Handle::run(handle.bind(py)),
             Ready::Start(transport) => Transport::start_reading(transport.bind(py)),
@@ -181,11 +213,15 @@ impl EventLoop {
                 Some((Owner::Listener(listener), _)) => Listener::on_ready(listener.bind(py)),
                 Some((Owner::Watch(_), _)) | None => Ok(()),
             },
+            Ready::Finished(finished) => {
+                message = intern!(py, "Exception in resolving the future of an executor's job");
+                finished.deliver(py)
+            }
         };
         match result {
             Err(error) if !is_fatal(py, &error) => {
                 let context = PyDict::new(py);
-                context.set_item(intern!(py, "message"), "Exception in a transport")?;
+                context.set_item(intern!(py, "message"), message)?;
                 context.set_item(intern!(py, "exception"), error)?;
                 Self::call_exception_handler(slf, &context)
             }
@@ -215,6 +251,7 @@ impl EventLoop {
                 Some(Owner::Listener(listener)) => listener.into_any(),
                 Some(Owner::Watch(_)) | None => return Ok(()),
             },
+            Ready::Finished(_) => return Self::run_ready(slf, item),
         };
         let is_handle = matches!(item, Ready::Call(_));
         if is_handle {

@@ -1,8 +1,9 @@
 //! Scheduling: `call_soon` and its kin.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
+use mio::Waker;
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -56,7 +57,7 @@ impl EventLoop {
         }
         let handle = Self::new_handle(slf, callback, args, context)?;
         let handle = Py::new(py, handle.guarded(py))?;
-        this.push_incoming(handle.clone_ref(py));
+        this.push_incoming(Ready::Call(handle.clone_ref(py)));
         this.wake()?;
         Ok(handle)
     }
@@ -162,24 +163,28 @@ impl EventLoop {
 
     pub(super) fn take_over_incoming(&self, py: Python<'_>) {
         let incoming = self.take_incoming();
-        self.ready.borrow_mut(py).extend(incoming.into_iter().map(Ready::Call));
+        self.ready.borrow_mut(py).extend(incoming);
     }
 
-    fn push_incoming(&self, handle: Py<Handle>) {
-        self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+    pub(super) fn push_incoming(&self, item: Ready) {
+        self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner).push(item);
         self.shared.has_incoming.store(true, Ordering::SeqCst);
     }
 
     /// Ends the loop's sleep, if it sleeps. Many calls in a row cost one system call: the first one takes the flag.
     fn wake(&self) -> PyResult<()> {
-        if !self.shared.sleeping.swap(false, Ordering::SeqCst) {
-            return Ok(());
-        }
-        let waker = self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner);
-        match waker.as_ref() {
+        match self.claim_waker() {
             Some(waker) => Ok(waker.wake().map_err(sys::Error::from)?),
             None => Ok(()),
         }
+    }
+
+    /// What to wake the loop with. Nobody else will do it, so this is not to be given up.
+    pub(super) fn claim_waker(&self) -> Option<Arc<Waker>> {
+        if !self.shared.sleeping.swap(false, Ordering::SeqCst) {
+            return None;
+        }
+        self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
