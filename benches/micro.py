@@ -11,6 +11,7 @@ import asyncio
 import os
 import random
 import socket
+import time
 from functools import partial
 
 from mioloop.bench import (
@@ -126,6 +127,14 @@ def executor_many(loop: Loop) -> Body:
     return run
 
 
+def executor_waiting(loop: Loop) -> Body:
+    async def run(count: int) -> None:
+        for _ in range(count):
+            await loop.run_in_executor(None, time.sleep, 0.0001)
+
+    return run
+
+
 def add_reader(loop: Loop) -> Body:
     """One byte through a pipe whose end is watched: the system calls are two, read and write."""
 
@@ -171,6 +180,7 @@ ROWS = (
     InProcess("call_soon_threadsafe", 0.45, call_soon_threadsafe, pinned=False),
     InProcess("run_in_executor, one at a time", 0.40, executor_serial, pinned=False),
     InProcess("run_in_executor, 500 at once", 0.40, executor_many, batch=500, pinned=False),
+    InProcess("run_in_executor, 100 µs of waiting", None, executor_waiting, pinned=False),
     InProcess("asyncio.Queue ping", 0.85, queue_ping),
     InProcess("add_reader on a pipe", 0.60, add_reader),
     InProcess("getaddrinfo, numeric", 0.60, partial(getaddrinfo, "127.0.0.1")),
