@@ -19,7 +19,7 @@ const SILENT_LOST_WRITES: u32 = 5;
 #[pymethods]
 impl Transport {
     /// Whether the transport is closing or closed. As `asyncio.BaseTransport.is_closing`.
-    fn is_closing(&self, py: Python<'_>) -> bool {
+    pub(super) fn is_closing(&self, py: Python<'_>) -> bool {
         self.state.borrow_mut(py).closing
     }
 

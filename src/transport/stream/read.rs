@@ -39,23 +39,32 @@ impl StreamTransport {
     /// For a `Protocol`: bytes.
     fn read_for_protocol(slf: &Bound<'_, Self>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.as_super().get());
-        let data = this.event_loop.get().with_read_buffer(py, |buffer| {
-            let size = receive(this, py, buffer)?;
-            // SAFETY: `receive` says that the kernel has written `size` bytes to the front of the buffer.
-            let received = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), size) };
-            Ok(PyBytes::new(py, received))
-        });
-        let data = match data {
-            Ok(data) => data,
+        let received = this.event_loop.get().with_read_buffer(py, |buffer| receive(this, py, buffer));
+        let data = match received {
+            Ok(0) => return Self::read_eof(slf, protocol),
+            // SAFETY: `receive` has just filled the loop's buffer with so many bytes.
+            Ok(size) => unsafe { Self::with_received(slf, size, |data| PyBytes::new(py, data)) },
             Err(error) => return Self::read_failed(slf, error),
         };
-        if data.as_bytes().is_empty() {
-            return Self::read_eof(slf, protocol);
-        }
         match this.call_protocol(protocol, intern!(py, "data_received"), (data,)) {
             Err(error) => Self::protocol_failed(slf, error, "data_received"),
             Ok(_) => Ok(()),
         }
+    }
+
+    /// Shows the front of the loop's buffer to `work`, which must not call into Python.
+    ///
+    /// # Safety
+    /// So many bytes have been received into it, now or before.
+    pub(in crate::transport) unsafe fn with_received<R>(
+        slf: &Bound<'_, Self>,
+        size: usize,
+        work: impl FnOnce(&[u8]) -> R,
+    ) -> R {
+        slf.as_super().get().event_loop.get().with_read_buffer(slf.py(), |buffer| {
+            // SAFETY: initialised, as the caller knows; within the buffer, since more can't have been received.
+            work(unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), size) })
+        })
     }
 
     /// For a `BufferedProtocol`: straight into its buffer.
