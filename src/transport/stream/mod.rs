@@ -5,6 +5,7 @@
 //! still to be read.
 
 mod read;
+mod received;
 mod write;
 mod write_buffer;
 
@@ -27,6 +28,8 @@ use write_buffer::WriteBuffer;
 #[pyclass(extends = Transport, frozen, module = "mioloop._core")]
 pub struct StreamTransport {
     output: AttachedCell<Output>,
+    /// How many bytes the last read of a `Protocol` gave.
+    last_received: AttachedCell<usize>,
 }
 
 #[derive(Default)]
@@ -68,7 +71,10 @@ impl StreamTransport {
         server: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, Self>> {
         let py = parts.event_loop.py();
-        let stream = StreamTransport { output: AttachedCell::new(Output::default()) };
+        let stream = StreamTransport {
+            output: AttachedCell::new(Output::default()),
+            last_received: AttachedCell::new(0),
+        };
         let slf = Bound::new(py, PyClassInitializer::from(Transport::new(parts)?).add_subclass(stream))?;
         if let Some(server) = server {
             attach_to_server(&slf, server.bind(py))?;
