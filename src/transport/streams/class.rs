@@ -12,6 +12,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PySuper, PyTuple, PyType};
 
 use super::attributes::Attributes;
+use super::slots;
 
 /// No version of any class.
 const NO_VERSION: u32 = 0;
@@ -142,7 +143,9 @@ pub fn _use_streams(
         connection_made,
         enabled: AtomicBool::new(true),
     };
-    let _only_once = CLASSES.set(py, classes);
+    if CLASSES.set(py, classes).is_ok() {
+        slots::install(py);
+    }
     Ok(())
 }
 

@@ -19,6 +19,7 @@ mod attributes;
 mod class;
 mod operation;
 mod reader;
+mod slots;
 mod writer;
 
 use pyo3::exceptions::PyNotImplementedError;
@@ -135,8 +136,11 @@ impl<'py> Hungry<'py> {
         let none = py.None().into_bound(py);
         if let Some(waiter) = attributes.get(intern!(py, "_waiter"))?.filter(|waiter| !waiter.is_none()) {
             attributes.set(intern!(py, "_waiter"), &none)?;
-            if !waiter.call_method0(intern!(py, "cancelled"))?.is_truthy()? {
-                waiter.call_method1(intern!(py, "set_result"), (&none,))?;
+            if let Err(error) = waiter.call_method1(intern!(py, "set_result"), (&none,)) {
+                // asyncio asks before; but a waiter hardly ever is.
+                if !waiter.call_method0(intern!(py, "cancelled"))?.is_truthy()? {
+                    return Err(error);
+                }
             }
         }
         if self.buffer.len() as i64 <= self.limit.saturating_mul(2)

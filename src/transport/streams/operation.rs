@@ -22,9 +22,11 @@ use super::{reader, writer};
 use crate::py::AttachedCell;
 
 /// What is to be done, with its arguments.
+#[derive(Clone, Copy)]
 pub enum Work {
     ReadLine,
-    ReadUntil(Py<PyBytes>),
+    /// Until the order's separator.
+    ReadUntil,
     Read(usize),
     /// Until the end of the stream, as so many reads of the limit's size as it takes.
     ReadAll,
@@ -63,17 +65,41 @@ enum Phase {
 }
 
 /// A reader's or a writer's method, awaited.
-#[pyclass(frozen, weakref, module = "mioloop._core")]
+#[pyclass(frozen, module = "mioloop._core")]
 pub struct StreamOperation {
-    /// The reader; the writer of a drain.
-    stream: Py<PyAny>,
-    work: Work,
+    order: AttachedCell<Option<Kept>>,
     progress: AttachedCell<Progress>,
     phase: AttachedCell<Phase>,
 }
 
+/// What the operation is about, until it is finished.
+struct Kept {
+    stream: Py<PyAny>,
+    separator: Option<Py<PyBytes>>,
+    work: Work,
+}
+
+/// The same while it goes on.
+pub struct Order<'py> {
+    /// The reader; the writer of a drain.
+    pub stream: Bound<'py, PyAny>,
+    pub separator: Option<Bound<'py, PyBytes>>,
+    pub work: Work,
+}
+
+impl Kept {
+    fn bind<'py>(&self, py: Python<'py>) -> Order<'py> {
+        let separator = self.separator.as_ref().map(|separator| separator.bind(py).clone());
+        Order { stream: self.stream.bind(py).clone(), separator, work: self.work }
+    }
+}
+
+/// The last operation that was finished. As soon as nobody else has it, it is as good as a new one: in a program that
+/// reads and writes message by message it always is, and no operation is made or destroyed any more.
+static SPARE: AttachedCell<Option<Py<StreamOperation>>> = AttachedCell::new(None);
+
 /// What something awaited has come to.
-enum Sent<'py> {
+pub enum Sent<'py> {
     Yielded(Bound<'py, PyAny>),
     Returned(Bound<'py, PyAny>),
 }
@@ -101,24 +127,53 @@ impl<'py> Resumption<'_, 'py> {
 }
 
 impl StreamOperation {
-    pub fn new(stream: &Bound<'_, PyAny>, work: Work) -> Self {
-        StreamOperation {
-            stream: stream.clone().unbind(),
-            work,
+    pub fn make<'py>(
+        stream: &Bound<'py, PyAny>,
+        separator: Option<Bound<'py, PyBytes>>,
+        work: Work,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = stream.py();
+        let kept = Kept { stream: stream.clone().unbind(), separator: separator.map(Bound::unbind), work };
+        let spare = SPARE.replace(py, None);
+        if let Some(spare) = spare.filter(|spare| is_ours_alone(spare)) {
+            let operation = spare.get();
+            drop(operation.order.replace(py, Some(kept)));
+            drop(operation.progress.replace(py, Progress::default()));
+            drop(operation.phase.replace(py, Phase::Created));
+            return Ok(spare.into_bound(py).into_any());
+        }
+        let operation = StreamOperation {
+            order: AttachedCell::new(Some(kept)),
             progress: AttachedCell::new(Progress::default()),
             phase: AttachedCell::new(Phase::Created),
+        };
+        Ok(Bound::new(py, operation)?.into_any())
+    }
+
+    /// A coroutine's `send(None)`.
+    pub fn send_none<'py>(slf: &Bound<'py, Self>) -> PyResult<Sent<'py>> {
+        Self::resume(slf, Resumption::SendNone)
+    }
+
+    /// Goes on, and keeps the finished operation for another time.
+    fn resume<'py>(slf: &Bound<'py, Self>, by: Resumption<'_, 'py>) -> PyResult<Sent<'py>> {
+        let (py, this) = (slf.py(), slf.get());
+        let result = this.go_on(py, by);
+        // Not over if it was an error to resume it, because it is being resumed.
+        if matches!(*this.phase.borrow_mut(py), Phase::Finished) {
+            let order = this.order.replace(py, None);
+            let spare = SPARE.replace(py, Some(slf.clone().unbind()));
+            drop((order, spare));
         }
+        result
     }
 
     /// Goes on, until there is something to wait for. An error leaves the operation finished.
-    fn resume<'py>(&self, py: Python<'py>, by: Resumption<'_, 'py>) -> PyResult<Sent<'py>> {
+    fn go_on<'py>(&self, py: Python<'py>, by: Resumption<'_, 'py>) -> PyResult<Sent<'py>> {
         let (phase, result) = match self.phase.replace(py, Phase::Running) {
             Phase::Running => return Err(PyValueError::new_err("coroutine already executing")),
-            Phase::Finished => {
-                let error = PyRuntimeError::new_err("cannot reuse already awaited coroutine");
-                (Phase::Finished, Err(error))
-            }
-            phase => match self.resume_from(py, phase, by) {
+            Phase::Finished => (Phase::Finished, Err(already_awaited())),
+            phase => match self.order(py).and_then(|order| self.go_on_from(&order, phase, by)) {
                 Ok((phase, sent)) => (phase, Ok(sent)),
                 Err(error) => (Phase::Finished, Err(error)),
             },
@@ -127,22 +182,28 @@ impl StreamOperation {
         result
     }
 
-    fn resume_from<'py>(
+    fn order<'py>(&self, py: Python<'py>) -> PyResult<Order<'py>> {
+        let order = self.order.borrow_mut(py);
+        order.as_ref().map(|order| order.bind(py)).ok_or_else(already_awaited)
+    }
+
+    fn go_on_from<'py>(
         &self,
-        py: Python<'py>,
+        order: &Order<'py>,
         phase: Phase,
         by: Resumption<'_, 'py>,
     ) -> PyResult<(Phase, Sent<'py>)> {
+        let py = order.stream.py();
         match (phase, by) {
             (Phase::Created, Resumption::Throw(args)) => Err(thrown(args)),
             (Phase::Waiting(waiter), by) => match by.of(waiter.bind(py)) {
                 Ok(Sent::Yielded(future)) => Ok((Phase::Waiting(waiter), Sent::Yielded(future))),
                 result => {
-                    self.end_wait(py)?;
+                    self.end_wait(order)?;
                     match result {
                         // asyncio's `readline` has its own way with some exceptions of the reader's.
-                        Err(error) if self.is_readers(py, &error)? => self.step_aside(py),
-                        result => result.and_then(|_| self.advance(py)),
+                        Err(error) if is_readers(order, &error)? => self.step_aside(order),
+                        result => result.and_then(|_| self.advance(order)),
                     }
                 }
             },
@@ -150,21 +211,20 @@ impl StreamOperation {
                 let sent = by.of(coroutine.bind(py))?;
                 self.beside(coroutine, sent)
             }
-            (Phase::Created | Phase::Running | Phase::Finished, _) => self.advance(py),
+            (Phase::Created | Phase::Running | Phase::Finished, _) => self.advance(order),
         }
     }
 
     /// As far as it gets without waiting.
-    fn advance<'py>(&self, py: Python<'py>) -> PyResult<(Phase, Sent<'py>)> {
-        let stream = self.stream.bind(py);
+    fn advance<'py>(&self, order: &Order<'py>) -> PyResult<(Phase, Sent<'py>)> {
         loop {
-            let attempt = match &self.work {
-                Work::Drain => writer::attempt_drain(stream)?,
-                work => reader::attempt(stream, work, &self.progress)?,
+            let attempt = match order.work {
+                Work::Drain => writer::attempt_drain(&order.stream)?,
+                _ => reader::attempt(order, &self.progress)?,
             };
             let attributes = match attempt {
                 Attempt::Done(result) => return Ok((Phase::Finished, Sent::Returned(result))),
-                Attempt::StepAside => return self.step_aside(py),
+                Attempt::StepAside => return self.step_aside(order),
                 Attempt::Wait(attributes) => attributes,
             };
             let waiter = reader::begin_wait(&attributes)?;
@@ -173,7 +233,7 @@ impl StreamOperation {
                     return Ok((Phase::Waiting(waiter.unbind()), Sent::Yielded(future)));
                 }
                 done_already => {
-                    self.end_wait(py)?;
+                    self.end_wait(order)?;
                     done_already?;
                 }
             }
@@ -181,30 +241,24 @@ impl StreamOperation {
     }
 
     /// What asyncio does however a wait has ended.
-    fn end_wait(&self, py: Python<'_>) -> PyResult<()> {
+    fn end_wait(&self, order: &Order<'_>) -> PyResult<()> {
+        let py = order.stream.py();
         self.progress.borrow_mut(py).waited = true;
-        let none = py.None().into_bound(py);
-        Attributes::of(self.stream.bind(py))?.set(intern!(py, "_waiter"), &none)
-    }
-
-    fn is_readers(&self, py: Python<'_>, error: &PyErr) -> PyResult<bool> {
-        let exception = Attributes::of(self.stream.bind(py))?.get(intern!(py, "_exception"))?;
-        Ok(exception.is_some_and(|exception| exception.is(error.value(py))))
+        Attributes::of(&order.stream)?.set(intern!(py, "_waiter"), &py.None().into_bound(py))
     }
 
     /// Lets asyncio's method do it, from the beginning, or do the rest of a `ReadAll`.
-    fn step_aside<'py>(&self, py: Python<'py>) -> PyResult<(Phase, Sent<'py>)> {
-        let stream = self.stream.bind(py);
-        let (name, _) = self.names();
-        let argument = match &self.work {
+    fn step_aside<'py>(&self, order: &Order<'py>) -> PyResult<(Phase, Sent<'py>)> {
+        let py = order.stream.py();
+        let argument = match order.work {
             Work::Drain | Work::ReadLine => None,
-            Work::ReadUntil(separator) => Some(separator.bind(py).clone().into_any()),
+            Work::ReadUntil => order.separator.clone().map(Bound::into_any),
             Work::Read(size) | Work::ReadExactly(size) => Some(size.into_pyobject(py)?.into_any()),
             Work::ReadAll => Some((-1i32).into_pyobject(py)?.into_any()),
         };
         let classes = Classes::get(py)?;
-        let class = if let Work::Drain = self.work { &classes.fast_writer } else { &classes.fast_reader };
-        let made = class.call_original(stream, name, argument)?;
+        let class = if let Work::Drain = order.work { &classes.fast_writer } else { &classes.fast_reader };
+        let made = class.call_original(&order.stream, order.work.name(), argument)?;
         let coroutine = made.call_method0(intern!(py, "__await__"))?;
         let sent = send_none(&coroutine)?;
         self.beside(coroutine.unbind(), sent)
@@ -225,16 +279,39 @@ impl StreamOperation {
             }
         }
     }
+}
 
-    fn names(&self) -> (&'static str, &'static str) {
-        match self.work {
-            Work::ReadLine => ("readline", "StreamReader.readline"),
-            Work::ReadUntil(_) => ("readuntil", "StreamReader.readuntil"),
-            Work::Read(_) | Work::ReadAll => ("read", "StreamReader.read"),
-            Work::ReadExactly(_) => ("readexactly", "StreamReader.readexactly"),
-            Work::Drain => ("drain", "StreamWriter.drain"),
+impl Work {
+    fn name(self) -> &'static str {
+        match self {
+            Work::ReadLine => "readline",
+            Work::ReadUntil => "readuntil",
+            Work::Read(_) | Work::ReadAll => "read",
+            Work::ReadExactly(_) => "readexactly",
+            Work::Drain => "drain",
         }
     }
+
+    fn qualified_name(self) -> String {
+        let class = if let Work::Drain = self { "StreamWriter" } else { "StreamReader" };
+        format!("{class}.{}", self.name())
+    }
+}
+
+/// Whether the exception is what the reader was told of by `set_exception`.
+fn is_readers(order: &Order<'_>, error: &PyErr) -> PyResult<bool> {
+    let py = order.stream.py();
+    let exception = Attributes::of(&order.stream)?.get(intern!(py, "_exception"))?;
+    Ok(exception.is_some_and(|exception| exception.is(error.value(py))))
+}
+
+fn is_ours_alone(operation: &Py<StreamOperation>) -> bool {
+    // SAFETY: on a live object; the count only changes under the interpreter lock, which the caller has.
+    unsafe { ffi::Py_REFCNT(operation.as_ptr()) == 1 }
+}
+
+fn already_awaited() -> PyErr {
+    PyRuntimeError::new_err("cannot reuse already awaited coroutine")
 }
 
 fn send_none<'py>(iterator: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
@@ -281,8 +358,8 @@ impl StreamOperation {
         slf
     }
 
-    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        match self.resume(py, Resumption::SendNone)? {
+    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        match Self::send_none(slf)? {
             Sent::Yielded(future) => Ok(Some(future)),
             // The end of an iterator without an exception stands for None.
             Sent::Returned(result) if result.is_none() => Ok(None),
@@ -292,48 +369,44 @@ impl StreamOperation {
 
     /// As of a coroutine; only None makes sense.
     #[pyo3(signature = (value, /))]
-    fn send<'py>(&self, py: Python<'py>, value: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    fn send<'py>(slf: &Bound<'py, Self>, value: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         if !value.is_none() {
             return Err(PyTypeError::new_err("can't send non-None value to a just-started coroutine"));
         }
-        self.outcome(py, Resumption::SendNone)
+        Self::outcome(slf, Resumption::SendNone)
     }
 
     /// As of a coroutine: raises an exception where it waits.
     #[pyo3(signature = (*args))]
-    fn throw<'py>(&self, py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
-        self.outcome(py, Resumption::Throw(args))
+    fn throw<'py>(slf: &Bound<'py, Self>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+        Self::outcome(slf, Resumption::Throw(args))
     }
 
     /// As of a coroutine: gives the operation up.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        match self.phase.replace(py, Phase::Running) {
-            Phase::Running => Err(PyValueError::new_err("coroutine already executing")),
-            phase => {
-                let closed = match &phase {
-                    Phase::Waiting(waiter) => {
-                        let closed = waiter.call_method0(py, intern!(py, "close"));
-                        self.end_wait(py).and(closed.map(drop))
-                    }
-                    Phase::SteppedAside(coroutine) => {
-                        coroutine.call_method0(py, intern!(py, "close")).map(drop)
-                    }
-                    _ => Ok(()),
-                };
-                self.phase.replace(py, Phase::Finished);
-                closed
+        let closed = match self.phase.replace(py, Phase::Running) {
+            Phase::Running => return Err(PyValueError::new_err("coroutine already executing")),
+            Phase::Waiting(waiter) => {
+                let closed = waiter.call_method0(py, intern!(py, "close")).map(drop);
+                self.order(py).and_then(|order| self.end_wait(&order)).and(closed)
             }
-        }
+            Phase::SteppedAside(coroutine) => coroutine.call_method0(py, intern!(py, "close")).map(drop),
+            Phase::Created | Phase::Finished => Ok(()),
+        };
+        let phase = self.phase.replace(py, Phase::Finished);
+        let order = self.order.replace(py, None);
+        drop((phase, order));
+        closed
     }
 
     #[getter]
-    fn __name__(&self) -> &'static str {
-        self.names().0
+    fn __name__(&self, py: Python<'_>) -> Option<&'static str> {
+        self.work(py).map(Work::name)
     }
 
     #[getter]
-    fn __qualname__(&self) -> &'static str {
-        self.names().1
+    fn __qualname__(&self, py: Python<'_>) -> Option<String> {
+        self.work(py).map(Work::qualified_name)
     }
 
     #[getter]
@@ -362,11 +435,14 @@ impl StreamOperation {
     }
 
     fn __repr__(slf: &Bound<'_, Self>) -> String {
-        format!("<coroutine object {} at {:p}>", slf.get().names().1, slf.as_ptr())
+        let name = slf.get().__qualname__(slf.py()).unwrap_or_default();
+        format!("<coroutine object {name} at {:p}>", slf.as_ptr())
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.stream)?;
+        if let Ok(order) = self.order.borrow_for_traverse() {
+            visit.call(order.as_ref().map(|order| &order.stream))?;
+        }
         match self.phase.borrow_for_traverse().as_deref() {
             Ok(Phase::Waiting(awaited) | Phase::SteppedAside(awaited)) => visit.call(awaited),
             _ => Ok(()),
@@ -375,8 +451,13 @@ impl StreamOperation {
 }
 
 impl StreamOperation {
-    fn outcome<'py>(&self, py: Python<'py>, by: Resumption<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
-        match self.resume(py, by)? {
+    /// None when it is finished.
+    fn work(&self, py: Python<'_>) -> Option<Work> {
+        self.order.borrow_mut(py).as_ref().map(|order| order.work)
+    }
+
+    fn outcome<'py>(slf: &Bound<'py, Self>, by: Resumption<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
+        match Self::resume(slf, by)? {
             Sent::Yielded(future) => Ok(future),
             Sent::Returned(result) => Err(PyStopIteration::new_err((result.unbind(),))),
         }
@@ -385,7 +466,8 @@ impl StreamOperation {
     /// As a coroutine that is dropped: one that has not begun says so, one that waits is closed.
     fn finalize(&self, py: Python<'_>) -> PyResult<()> {
         if let Phase::Created = *self.phase.borrow_mut(py) {
-            let message = CString::new(format!("coroutine '{}' was never awaited", self.names().1))?;
+            let name = self.__qualname__(py).unwrap_or_default();
+            let message = CString::new(format!("coroutine '{name}' was never awaited"))?;
             return PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), &message, 1);
         }
         self.close(py)

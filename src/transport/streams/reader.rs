@@ -8,7 +8,7 @@ use pyo3::types::{PyBool, PyBytes};
 
 use super::attributes::{Attributes, find, is_false, is_true, small_int, take};
 use super::class::Classes;
-use super::operation::{Attempt, Progress, StreamOperation, Work};
+use super::operation::{Attempt, Order, Progress, StreamOperation, Work};
 use crate::py::AttachedCell;
 
 /// The methods that the core gives to readers.
@@ -30,7 +30,7 @@ impl StreamReaderMethods {
             Argument::Missing => PyBytes::new(slf.py(), b"\n").into_any(),
         };
         let work = match separator.cast_exact::<PyBytes>() {
-            Ok(bytes) if !bytes.as_bytes().is_empty() => Some(Work::ReadUntil(bytes.clone().unbind())),
+            Ok(bytes) if !bytes.as_bytes().is_empty() => Some(Work::ReadUntil),
             _ => None,
         };
         begin(slf, "readuntil", work, Some(separator))
@@ -79,19 +79,19 @@ fn begin<'py>(
     let (py, reader) = (reader.py(), reader.as_any());
     let classes = Classes::get(py)?;
     if let (Some(work), Some(_)) = (work, classes.reader_attributes(reader)?) {
-        return Ok(Bound::new(py, StreamOperation::new(reader, work))?.into_any());
+        let separator = match work {
+            Work::ReadUntil => argument.map(|separator| separator.cast_into()).transpose()?,
+            _ => None,
+        };
+        return StreamOperation::make(reader, separator, work);
     }
     classes.fast_reader.call_original(reader, name, argument)
 }
 
 /// Goes as far as it gets with what is in the buffer.
-pub fn attempt<'py>(
-    reader: &Bound<'py, PyAny>,
-    work: &Work,
-    progress: &AttachedCell<Progress>,
-) -> PyResult<Attempt<'py>> {
-    let py = reader.py();
-    let Some(attributes) = Classes::get(py)?.reader_attributes(reader)? else {
+pub fn attempt<'py>(order: &Order<'py>, progress: &AttachedCell<Progress>) -> PyResult<Attempt<'py>> {
+    let (py, work) = (order.stream.py(), order.work);
+    let Some(attributes) = Classes::get(py)?.reader_attributes(&order.stream)? else {
         return Ok(Attempt::StepAside);
     };
     loop {
@@ -112,11 +112,8 @@ pub fn attempt<'py>(
         let limit = usize::try_from(limit).unwrap_or(0);
         let length = buffer.len();
         let count = match work {
-            Work::ReadLine | Work::ReadUntil(_) => {
-                let separator = match work {
-                    Work::ReadUntil(separator) => separator.as_bytes(py),
-                    _ => b"\n",
-                };
+            Work::ReadLine | Work::ReadUntil => {
+                let separator = order.separator.as_ref().map_or(&b"\n"[..], |separator| separator.as_bytes());
                 let searched = progress.borrow_mut(py).searched;
                 match find(&buffer, separator, searched) {
                     // Too long: an error, which asyncio's own method raises.
@@ -139,9 +136,9 @@ pub fn attempt<'py>(
             }
             Work::Read(0) => 0,
             Work::Read(_) | Work::ReadAll if length == 0 && open && !waited => return wait(attributes),
-            Work::Read(size) => *size,
+            Work::Read(size) => size,
             Work::ReadAll => limit,
-            Work::ReadExactly(size) if length >= *size => *size,
+            Work::ReadExactly(size) if length >= size => size,
             Work::ReadExactly(_) if open => return wait(attributes),
             _ => return Ok(Attempt::StepAside),
         };

@@ -33,7 +33,7 @@ impl StreamWriterMethods {
         let (py, writer) = (slf.py(), slf.as_any());
         let classes = Classes::get(py)?;
         match classes.fast_writer.is_class_of(writer) {
-            true => Ok(Bound::new(py, StreamOperation::new(writer, Work::Drain))?.into_any()),
+            true => StreamOperation::make(writer, None, Work::Drain),
             false => classes.fast_writer.call_original(writer, "drain", None),
         }
     }
