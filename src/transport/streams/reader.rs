@@ -177,7 +177,11 @@ pub fn begin_wait<'py>(attributes: &Attributes<'py>) -> PyResult<Bound<'py, PyAn
     let event_loop = attributes.get(intern!(py, "_loop"))?.unwrap_or_else(|| py.None().into_bound(py));
     let waiter = event_loop.call_method0(intern!(py, "create_future"))?;
     attributes.set(intern!(py, "_waiter"), &waiter)?;
-    waiter.call_method0(intern!(py, "__await__"))
+    // asyncio's futures have the iterator under both names, and this way is the short one.
+    match waiter.try_iter() {
+        Ok(iterator) => Ok(iterator.into_any()),
+        Err(_) => waiter.call_method0(intern!(py, "__await__")),
+    }
 }
 
 /// asyncio's `_maybe_resume_transport`.
