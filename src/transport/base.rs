@@ -319,6 +319,9 @@ impl Transport {
         name: &str,
         default: Option<Py<PyAny>>,
     ) -> PyResult<Option<Py<PyAny>>> {
+        if name == "socket" {
+            Self::send_held_back(slf)?;
+        }
         Ok(socket::extra_info_item(slf, name)?.map(Bound::unbind).or(default))
     }
 
@@ -369,8 +372,9 @@ impl Transport {
     }
 
     /// How many bytes are written and not yet sent. As `asyncio.WriteTransport.get_write_buffer_size`.
-    fn get_write_buffer_size(&self, py: Python<'_>) -> usize {
-        self.state.borrow_mut(py).pending
+    fn get_write_buffer_size(slf: &Bound<'_, Self>) -> PyResult<usize> {
+        Self::send_held_back(slf)?;
+        Ok(slf.get().state.borrow_mut(slf.py()).pending)
     }
 
     /// The water marks `(low, high)`, in bytes. As `asyncio.WriteTransport.get_write_buffer_limits`.
@@ -425,6 +429,7 @@ impl Transport {
 
     #[getter]
     fn _sock<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        Self::send_held_back(slf)?;
         socket::python_socket(slf)
     }
 

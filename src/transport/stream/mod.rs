@@ -4,11 +4,13 @@
 //! one system call; unless the event said that the peer has closed: that is told once, and the end of the stream is
 //! still to be read.
 
+mod coalesce;
 mod read;
 mod received;
 mod write;
 mod write_buffer;
 
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -35,6 +37,10 @@ pub struct StreamTransport {
 #[derive(Default)]
 struct Output {
     buffer: WriteBuffer,
+    /// What is in the buffer waits for the end of the iteration, not for the socket.
+    held_back: bool,
+    /// The iteration of the last write.
+    turn: Option<NonZero<u64>>,
     /// `write_eof` was called.
     eof: bool,
     /// A `sendfile` waits here until the buffer is empty; until it is over nothing else may write.
