@@ -175,6 +175,13 @@ impl SocketAddress {
             .map(|(address, _)| address)
     }
 
+    /// The address that `fd` is connected to: getpeername(2).
+    pub fn peer(fd: RawFd) -> Result<Self> {
+        // SAFETY: `read` passes pointers to a sockaddr_storage and its length, valid for the call.
+        Self::read(|address, length| unsafe { libc::getpeername(fd, address, length) } as isize)
+            .map(|(address, _)| address)
+    }
+
     pub fn v4(host: Ipv4Addr, port: u16) -> Self {
         // SAFETY: all-zero bytes are a valid sockaddr_in.
         let mut address: libc::sockaddr_in = unsafe { mem::zeroed() };

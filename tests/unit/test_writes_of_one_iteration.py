@@ -58,7 +58,10 @@ steps = st.one_of(
     st.builds(lambda data: ("write", data), st.binary(max_size=30)),
     st.builds(lambda size: ("write", b"x" * size), st.sampled_from([20_000, 40_000])),
     st.builds(lambda data: ("write", bytearray(data)), st.binary(max_size=30)),
-    st.builds(lambda pieces: ("writelines", pieces), st.lists(st.binary(max_size=9), max_size=4)),
+    # Some versions of asyncio never get over empty pieces, or pieces for a closed transport.
+    st.builds(
+        lambda pieces: ("writelines", pieces), st.lists(st.binary(min_size=1, max_size=9), min_size=1, max_size=4)
+    ),
     st.sampled_from(
         [("next",), ("size",), ("size",), ("write_eof",), ("close",), ("abort",), ("limits", 0), ("socket",)]
     ),
@@ -84,7 +87,7 @@ async def play(program: list[tuple[Any, ...]]) -> list[Any]:
             elif name == "socket":
                 seen.append(transport.get_extra_info("socket").fileno() >= 0)
                 seen.append(receive_all(peer))
-            else:
+            elif name != "writelines" or not transport.is_closing():
                 getattr(transport, name)(*args)
                 for arg in args:
                     if isinstance(arg, bytearray):

@@ -20,9 +20,9 @@ use pyo3::types::PyDict;
 
 use super::base::{Parts, Transport};
 use super::protocol::Protocol;
-use super::socket::{self, Names, Socket};
+use super::socket::{Facts, Names, Socket};
 use crate::event_loop::EventLoop;
-use crate::py::{Asyncio, AttachedCell, copy_current_context};
+use crate::py::{AttachedCell, copy_current_context};
 use crate::sys::SocketAddress;
 use write_buffer::WriteBuffer;
 
@@ -119,15 +119,14 @@ impl EventLoop {
         context: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, StreamTransport>> {
         let py = slf.py();
-        let extra = socket::extra_info(slf, sock, extra)?;
-        Asyncio::get(py)?.set_nodelay.call1(py, (sock,))?;
+        let facts = Facts::of(slf, sock, extra)?;
         let parts = Parts {
             name: "StreamTransport",
             event_loop: slf.clone(),
-            names: None,
-            plain_stream: socket::is_internet(sock)?,
+            names: facts.names,
+            plain_stream: facts.internet,
             protocol: Protocol::new(protocol)?,
-            extra: Some(extra),
+            extra: facts.extra,
             context: context.map_or_else(|| copy_current_context(py), Ok)?,
             // The last that can fail: from here on the socket is the transport's to close.
             socket: Socket::hold(sock)?,
