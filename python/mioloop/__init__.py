@@ -21,7 +21,6 @@ from collections.abc import Callable, Coroutine
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import streams as _streams
 from .loop import Loop
 
 if TYPE_CHECKING:

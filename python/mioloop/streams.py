@@ -79,7 +79,8 @@ def _is_untouched(*classes: type) -> bool:
     )
 
 
-def _use() -> None:
+def use() -> None:
+    """Have the core serve asyncio's streams, unless something speaks against it."""
     if os.environ.get("MIOLOOP_STREAMS") == "asyncio":
         return
     # Patched before we could look: what asyncio's methods do can't be known.
@@ -88,6 +89,3 @@ def _use() -> None:
     loop: Any = SimpleNamespace(get_debug=lambda: False)
     attributes = len(vars(asyncio.StreamReader(loop=loop)))
     _core._use_streams((_Reader, asyncio.StreamReaderProtocol, _Writer), attributes, _connection_made)
-
-
-_use()

@@ -18,6 +18,7 @@ import termios
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -29,6 +30,9 @@ import mioloop
 from mioloop import _core
 
 from .support import SAFETY, import_line, run, settle, socketpair, until
+
+# hypothesis counts references to its own generators, and counts wrong on Python 3.14.
+pytestmark = pytest.mark.filterwarnings("ignore:It looks like `register_random`")
 
 Outcome = Any
 Step = tuple[Any, ...]
@@ -119,13 +123,19 @@ async def outcome(awaitable: Any) -> Outcome:
         return type(error).__name__, str(error), partial, context
 
 
+def has_read(reader: Any, writer: Any, ended: bool) -> bool:
+    """Whether all that the peer has sent has been read, or will not be for now."""
+    if writer.is_closing() or not writer.transport.is_reading():
+        return True
+    return unread(writer.get_extra_info("socket")) == 0 and (reader._eof or not ended)
+
+
 async def play(program: list[Step], limit: int, writes: bytes) -> list[Outcome]:
     """Runs a program step by step; returns what came of each and what the reader looked like then."""
     seen: list[Outcome] = []
     tasks: list[asyncio.Task[Outcome]] = []
     ended = False
     async with stream(limit) as (reader, writer, peer):
-        ours: Any = writer.get_extra_info("socket")
         for name, *args in program:
             if name == "send":
                 with contextlib.suppress(OSError):
@@ -153,13 +163,7 @@ async def play(program: list[Step], limit: int, writes: bytes) -> list[Outcome]:
             elif name == "view":
                 with memoryview(reader._buffer):  # type: ignore[attr-defined]
                     seen.append(await outcome(reader.read(2) if reader._buffer else asyncio.sleep(0)))  # type: ignore[attr-defined]
-            await until(
-                lambda: (
-                    writer.is_closing()
-                    or not writer.transport.is_reading()  # type: ignore[attr-defined]
-                    or (unread(ours) == 0 and (reader._eof or not ended))  # type: ignore[attr-defined]
-                )
-            )
+            await until(partial(has_read, reader, writer, ended))
             for _ in range(4):
                 await asyncio.sleep(0)
             seen.append(
@@ -205,7 +209,7 @@ def test_random_programs(program: list[Step], limit: int, writes: bytes) -> None
 async def readline_with(reader: Any, peer: socket.socket) -> tuple[bytes, bytes]:
     """One that finds its line in the buffer, and one that waits for it."""
     peer.send(b"one\n")
-    await until(lambda: reader._buffer or in_core(reader) is None)
+    await until(lambda: reader._buffer)
     first = await reader.readline()
     second = asyncio.ensure_future(reader.readline())
     await settle(2)
@@ -245,9 +249,7 @@ def test_a_patched_method_of_the_reader_is_called(
 
 
 @pytest.mark.parametrize("where", ["class", "base", "instance"])
-def test_a_patched_data_received_is_called(
-    loop: asyncio.AbstractEventLoop, either: None, where: str
-) -> None:
+def test_a_patched_data_received_is_called(loop: asyncio.AbstractEventLoop, either: None, where: str) -> None:
     async def main() -> None:
         async with stream() as (reader, writer, peer):
             protocol: Any = writer.transport.get_protocol()
@@ -364,7 +366,7 @@ def test_derived_classes_are_left_alone(loop: asyncio.AbstractEventLoop, either:
             assert type(reader) is reader_class or isinstance(reader, reader_class)
             peer.close()
             transport.abort()
-            await until(lambda s=ours: s.fileno() == -1)  # type: ignore[misc]
+            await until(lambda s=ours: s.fileno() == -1)
 
     run(loop, main())
 
@@ -396,7 +398,9 @@ def test_attributes_that_are_reassigned(loop: asyncio.AbstractEventLoop, either:
     run(loop, main())
 
 
-def test_a_view_of_the_buffer_ends_the_connection(loop: asyncio.AbstractEventLoop, either: None, caught: Any) -> None:
+def test_a_view_of_the_buffer_ends_the_connection(
+    loop: asyncio.AbstractEventLoop, either: None, caught: Any
+) -> None:
     async def main() -> None:
         async with stream() as (reader, writer, peer):
             shared: Any = reader
@@ -442,7 +446,7 @@ def test_one_that_is_never_awaited_says_so(loop: asyncio.AbstractEventLoop, eith
         async with stream() as (reader, _writer, _peer):
             for _ in range(2):
                 with pytest.warns(RuntimeWarning, match=r"'StreamReader.readline' was never awaited"):
-                    reader.readline()
+                    reader.readline()  # type: ignore[unused-coroutine]
                     gc.collect()
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
@@ -461,7 +465,9 @@ def test_the_ways_to_await(loop: asyncio.AbstractEventLoop, either: None) -> Non
 
             assert await answer(asyncio.create_task(reader.readline())) == b"line\n"
             assert await answer(asyncio.wait_for(reader.readline(), SAFETY)) == b"line\n"
-            assert (await answer(asyncio.gather(reader.readline(), writer.drain(), writer.drain())))[0] == b"line\n"
+            assert (await answer(asyncio.gather(reader.readline(), writer.drain(), writer.drain())))[
+                0
+            ] == b"line\n"
             assert await answer(asyncio.shield(reader.readline())) == b"line\n"
             done, _ = await answer(asyncio.wait([asyncio.ensure_future(reader.readline())]))
             assert done.pop().result() == b"line\n"
@@ -570,11 +576,9 @@ def test_the_core_serves_what_is_plain(loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
         for core in True, False:
             with methods(core):
-                async with stream() as (reader, writer, peer):
+                async with stream() as (reader, _writer, peer):
                     assert in_core(reader) is core
-                    calls = []
-                    with mock.patch.object(asyncio.streams, "bytearray", calls.append, create=True):
-                        assert await readline_with(reader, peer) == (b"one\n", b"two\n")
+                    assert await readline_with(reader, peer) == (b"one\n", b"two\n")
                     made: Any = reader.readline()
                     assert isinstance(made, _core.StreamOperation) is core
                     made.close()

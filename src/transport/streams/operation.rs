@@ -135,7 +135,7 @@ impl StreamOperation {
         let py = stream.py();
         let kept = Kept { stream: stream.clone().unbind(), separator: separator.map(Bound::unbind), work };
         let spare = SPARE.replace(py, None);
-        if let Some(spare) = spare.filter(|spare| is_ours_alone(spare)) {
+        if let Some(spare) = spare.filter(is_ours_alone) {
             let operation = spare.get();
             drop(operation.order.replace(py, Some(kept)));
             drop(operation.progress.replace(py, Progress::default()));
@@ -465,7 +465,8 @@ impl StreamOperation {
 
     /// As a coroutine that is dropped: one that has not begun says so, one that waits is closed.
     fn finalize(&self, py: Python<'_>) -> PyResult<()> {
-        if let Phase::Created = *self.phase.borrow_mut(py) {
+        let never_awaited = matches!(*self.phase.borrow_mut(py), Phase::Created);
+        if never_awaited {
             let name = self.__qualname__(py).unwrap_or_default();
             let message = CString::new(format!("coroutine '{name}' was never awaited"))?;
             return PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), &message, 1);
