@@ -33,6 +33,10 @@ mod _core {
     #[pymodule_export]
     use crate::sock::SocketOperation;
     #[pymodule_export]
+    use crate::transport::{
+        _enable_streams, _use_streams, StreamOperation, StreamReaderMethods, StreamWriterMethods,
+    };
+    #[pymodule_export]
     use crate::transport::{DatagramTransport, Listener, StreamTransport, Transport};
 }
 

@@ -59,6 +59,14 @@ fn check(result: isize) -> Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error().into())
 }
 
+/// Where `needle`, one byte or more, is in `haystack`: memmem(3), which the C library does with vector instructions.
+pub fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    let (start, length) = (haystack.as_ptr(), haystack.len());
+    // SAFETY: pointers and lengths describe the two slices.
+    let found = unsafe { libc::memmem(start.cast(), length, needle.as_ptr().cast(), needle.len()) };
+    (!found.is_null()).then(|| found.addr() - start.addr())
+}
+
 /// recv(2) into memory that need not be initialised; the result says how much of it is.
 pub fn recv(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> Result<usize> {
     // SAFETY: pointer and length describe `buffer`, borrowed for the length of the call.
@@ -164,6 +172,13 @@ impl SocketAddress {
     pub fn local(fd: RawFd) -> Result<Self> {
         // SAFETY: `read` passes pointers to a sockaddr_storage and its length, valid for the call.
         Self::read(|address, length| unsafe { libc::getsockname(fd, address, length) } as isize)
+            .map(|(address, _)| address)
+    }
+
+    /// The address that `fd` is connected to: getpeername(2).
+    pub fn peer(fd: RawFd) -> Result<Self> {
+        // SAFETY: `read` passes pointers to a sockaddr_storage and its length, valid for the call.
+        Self::read(|address, length| unsafe { libc::getpeername(fd, address, length) } as isize)
             .map(|(address, _)| address)
     }
 

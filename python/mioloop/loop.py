@@ -21,10 +21,11 @@ from asyncio import base_events, sslproto, unix_events
 from collections.abc import Callable
 from typing import Any, TypeVarTuple, Unpack
 
-from . import _core
+from . import _core, streams
 from .signals import Signals
 
 _core._check_interpreter()
+streams.use()
 
 _Selector: Any = unix_events._UnixSelectorEventLoop
 _wake: Any = asyncio.futures._set_result_unless_cancelled  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ mod schedule;
 mod services;
 
 use std::collections::VecDeque;
+use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -27,7 +28,7 @@ use crate::py::AttachedCell;
 use crate::reactor::{Key, Poller, Reactor};
 use crate::sys;
 use crate::timers::TimerQueue;
-use crate::transport::{Listener, Transport};
+use crate::transport::{Listener, StreamTransport, Transport};
 
 use jobs::Jobs;
 
@@ -82,6 +83,17 @@ impl Owner {
     }
 }
 
+/// One iteration, while its callbacks run.
+#[derive(Default)]
+struct Turn {
+    /// Counts from 1; None outside.
+    number: Option<NonZero<u64>>,
+    /// The number of the last one.
+    last: u64,
+    /// Transports that hold writes back until it ends.
+    senders: Vec<Py<StreamTransport>>,
+}
+
 /// What any thread may touch, without the interpreter lock's help.
 struct Shared {
     /// What other threads have scheduled, in order, until the loop takes it over.
@@ -106,6 +118,7 @@ pub struct EventLoop {
     poller: AttachedCell<Option<Poller>>,
     read_buffer: AttachedCell<Option<ReadBuffer>>,
     jobs: AttachedCell<Jobs>,
+    turn: AttachedCell<Turn>,
     closed: AttachedCell<bool>,
     debug: AttachedCell<bool>,
     /// The thread that runs the loop, as `threading.get_ident()` names it.
@@ -141,7 +154,8 @@ impl EventLoop {
         let ready = self.ready.replace(py, VecDeque::new());
         let timers = self.timers.replace(py, TimerQueue::new());
         let owners = self.reactor.borrow_mut(py).as_mut().map(Reactor::take_all);
-        drop((incoming, ready, timers, owners));
+        let turn = self.turn.replace(py, Turn::default());
+        drop((incoming, ready, timers, owners, turn));
     }
 
     fn take_incoming(&self) -> Vec<Ready> {
@@ -179,6 +193,7 @@ impl EventLoop {
             poller: AttachedCell::new(Some(poller)),
             read_buffer: AttachedCell::new(None),
             jobs: AttachedCell::new(Jobs::default()),
+            turn: AttachedCell::new(Turn::default()),
             closed: AttachedCell::new(false),
             debug: AttachedCell::new(false),
             thread_id: AttachedCell::new(None),
@@ -335,6 +350,11 @@ impl EventLoop {
         if let Ok(reactor) = self.reactor.borrow_for_traverse() {
             for owner in reactor.iter().flat_map(|reactor| reactor.owners()) {
                 owner.traverse(visit)?;
+            }
+        }
+        if let Ok(turn) = self.turn.borrow_for_traverse() {
+            for transport in &turn.senders {
+                visit.call(transport)?;
             }
         }
         if let Ok(incoming) = self.shared.incoming.try_lock() {

@@ -11,6 +11,7 @@
 //! at when nothing is ready, and otherwise once in [`POLL_INTERVAL`] seconds or [`POLL_ITERATIONS`] iterations,
 //! whichever comes first. Timers are compared with the clock in every iteration, so they keep asyncio's order.
 
+use std::num::NonZero;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use crate::handle::Handle;
 use crate::py::{Asyncio, is_fatal};
 use crate::reactor::{Key, Poller, Readiness};
 use crate::sys;
-use crate::transport::{Listener, Transport};
+use crate::transport::{Listener, StreamTransport, Transport};
 
 const POLL_INTERVAL: f64 = 250e-6;
 const POLL_ITERATIONS: u32 = 64;
@@ -52,7 +53,11 @@ impl EventLoop {
         // The first iteration polls whatever is ready: `stop()` before `run_forever()` asks for just that.
         let mut last_poll = LastPoll { time: f64::NEG_INFINITY, iterations: 0 };
         loop {
-            Self::run_iteration(slf, &mut last_poll)?;
+            this.begin_turn(slf.py());
+            let ran = Self::run_iteration(slf, &mut last_poll);
+            // However it ended: what was written in it shall not wait for the next.
+            let ended = Self::end_turn(slf);
+            ran.and(ended)?;
             if this.shared.stopping.load(Ordering::SeqCst) {
                 return Ok(());
             }
@@ -89,6 +94,26 @@ impl EventLoop {
             if debug { Self::run_ready_timed(slf, item)? } else { Self::run_ready(slf, item)? }
         }
         Ok(())
+    }
+
+    fn begin_turn(&self, py: Python<'_>) {
+        let mut turn = self.turn.borrow_mut(py);
+        turn.last += 1;
+        turn.number = NonZero::new(turn.last);
+    }
+
+    fn end_turn(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, mut ended) = (slf.py(), Ok(()));
+        let senders = {
+            let mut turn = slf.get().turn.borrow_mut(py);
+            turn.number = None;
+            std::mem::take(&mut turn.senders)
+        };
+        for transport in senders {
+            let sent = StreamTransport::send_held_back(transport.bind(py));
+            ended = ended.and(Self::report_unless_fatal(slf, sent));
+        }
+        ended
     }
 
     /// How long nothing will happen by itself; `None`: for ever.
@@ -218,6 +243,12 @@ impl EventLoop {
                 finished.deliver(py)
             }
         };
+        Self::report_unless_fatal(slf, result)
+    }
+
+    /// Keeps what has gone wrong with a transport from leaving the loop.
+    fn report_unless_fatal(slf: &Bound<'_, Self>, result: PyResult<()>) -> PyResult<()> {
+        let py = slf.py();
         match result {
             Err(error) if !is_fatal(py, &error) => {
                 let context = PyDict::new(py);

@@ -1,6 +1,7 @@
 //! What transports, listeners and socket operations may ask of the loop: the whole of it.
 
 use std::mem::MaybeUninit;
+use std::num::NonZero;
 use std::os::fd::RawFd;
 
 use pyo3::intern;
@@ -10,7 +11,7 @@ use pyo3::types::PyTuple;
 use super::{EventLoop, Owner, Ready};
 use crate::handle::Handle;
 use crate::reactor::{Direction, Key, Reactor, Readiness, Trigger};
-use crate::transport::Transport;
+use crate::transport::{StreamTransport, Transport};
 
 /// As much as one read of a stream takes at most: the bound on what one connection gets in an iteration.
 pub const READ_SIZE: usize = 256 * 1024;
@@ -90,6 +91,16 @@ impl EventLoop {
     pub fn forget(&self, py: Python<'_>, key: Key) {
         let owner = self.reactor.borrow_mut(py).as_mut().and_then(|reactor| reactor.forget(key));
         drop(owner);
+    }
+
+    /// The number of the iteration whose callbacks run now; none outside of the loop's own running.
+    pub fn turn(&self, py: Python<'_>) -> Option<NonZero<u64>> {
+        self.turn.borrow_mut(py).number
+    }
+
+    /// Has a transport send at the end of the iteration what it holds back.
+    pub fn send_at_end_of_turn(&self, py: Python<'_>, transport: Py<StreamTransport>) {
+        self.turn.borrow_mut(py).senders.push(transport);
     }
 
     /// Lends the loop's buffer to `read`, which must not call into Python.

@@ -17,7 +17,7 @@ pub struct AttachedCell<T>(RefCell<T>);
 unsafe impl<T: Send> Sync for AttachedCell<T> {}
 
 impl<T> AttachedCell<T> {
-    pub fn new(value: T) -> Self {
+    pub const fn new(value: T) -> Self {
         AttachedCell(RefCell::new(value))
     }
 

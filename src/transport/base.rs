@@ -14,10 +14,10 @@ use pyo3::call::PyCallArgs;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple, PyType};
+use pyo3::types::{PyDict, PyString, PyType};
 
 use super::flow::{self, FlowControl, Signal};
-use super::protocol::Protocol;
+use super::protocol::{Kind, Protocol};
 use super::socket::{self, Names, Socket};
 use super::{DatagramTransport, StreamTransport};
 use crate::event_loop::{EventLoop, Owner};
@@ -120,11 +120,11 @@ impl Transport {
     pub(super) fn begin(slf: &Bound<'_, Self>, waiter: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         let event_loop = this.event_loop.bind(py);
-        let Some(protocol) = this.protocol(py) else { return Ok(()) };
+        let Some((protocol, kind)) = this.protocol_and_kind(py) else { return Ok(()) };
         // What can't be watched is told when reading starts, as in asyncio; until then it may be written to.
         let _told_later = Self::watch(slf, Direction::Read);
-        let connection_made = protocol.getattr(intern!(py, "connection_made"))?;
-        EventLoop::schedule(event_loop, connection_made, PyTuple::new(py, [slf])?, &this.context)?;
+        let (connection_made, args) = kind.begin(&protocol, slf)?;
+        EventLoop::schedule(event_loop, connection_made, args, &this.context)?;
         event_loop.get().schedule_start(py, slf.clone().unbind());
         if let Some(waiter) = waiter {
             let wake = Asyncio::get(py)?.set_result_unless_cancelled.bind(py).clone();
@@ -221,6 +221,11 @@ impl Transport {
         self.state.borrow_mut(py).protocol.as_ref().map(|protocol| protocol.object.bind(py).clone())
     }
 
+    pub(super) fn protocol_and_kind<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyAny>, Kind)> {
+        let state = self.state.borrow_mut(py);
+        state.protocol.as_ref().map(|protocol| (protocol.object.bind(py).clone(), protocol.kind))
+    }
+
     /// Calls a method of the protocol in the transport's context.
     pub(super) fn call_protocol<'py>(
         &self,
@@ -314,6 +319,9 @@ impl Transport {
         name: &str,
         default: Option<Py<PyAny>>,
     ) -> PyResult<Option<Py<PyAny>>> {
+        if name == "socket" {
+            Self::send_held_back(slf)?;
+        }
         Ok(socket::extra_info_item(slf, name)?.map(Bound::unbind).or(default))
     }
 
@@ -364,8 +372,9 @@ impl Transport {
     }
 
     /// How many bytes are written and not yet sent. As `asyncio.WriteTransport.get_write_buffer_size`.
-    fn get_write_buffer_size(&self, py: Python<'_>) -> usize {
-        self.state.borrow_mut(py).pending
+    fn get_write_buffer_size(slf: &Bound<'_, Self>) -> PyResult<usize> {
+        Self::send_held_back(slf)?;
+        Ok(slf.get().state.borrow_mut(slf.py()).pending)
     }
 
     /// The water marks `(low, high)`, in bytes. As `asyncio.WriteTransport.get_write_buffer_limits`.
@@ -420,6 +429,7 @@ impl Transport {
 
     #[getter]
     fn _sock<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        Self::send_held_back(slf)?;
         socket::python_socket(slf)
     }
 

@@ -19,13 +19,14 @@ const SILENT_LOST_WRITES: u32 = 5;
 #[pymethods]
 impl Transport {
     /// Whether the transport is closing or closed. As `asyncio.BaseTransport.is_closing`.
-    fn is_closing(&self, py: Python<'_>) -> bool {
+    pub(super) fn is_closing(&self, py: Python<'_>) -> bool {
         self.state.borrow_mut(py).closing
     }
 
     /// Closes the connection when what was written is sent; receives no more. The protocol's `connection_lost(None)`
     /// comes last. As `asyncio.BaseTransport.close`.
     pub(super) fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::send_held_back(slf)?;
         {
             let mut state = slf.get().state.borrow_mut(slf.py());
             if state.closing {
@@ -85,6 +86,7 @@ impl Transport {
     /// Ends the connection at once; what was not sent is dropped. `exc` is what `connection_lost` is told.
     pub(super) fn force_close(slf: &Bound<'_, Self>, exc: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         let py = slf.py();
+        Self::send_held_back(slf)?;
         if let Ok(stream) = slf.cast::<StreamTransport>() {
             stream.get().clear(py);
         } else if let Ok(datagram) = slf.cast::<DatagramTransport>() {

@@ -13,9 +13,11 @@ mod listener;
 mod protocol;
 mod socket;
 mod stream;
+mod streams;
 
 pub use base::Transport;
 pub use data::Data;
 pub use datagram::DatagramTransport;
 pub use listener::Listener;
 pub use stream::StreamTransport;
+pub use streams::{_enable_streams, _use_streams, StreamOperation, StreamReaderMethods, StreamWriterMethods};

@@ -7,9 +7,12 @@
 
 use std::mem::MaybeUninit;
 
+use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
-use super::StreamTransport;
+use super::base::Transport;
+use super::{StreamTransport, streams};
 use crate::py::Asyncio;
 use crate::sys;
 
@@ -41,6 +44,28 @@ impl Protocol {
     }
 }
 
+impl Kind {
+    /// What tells the protocol of its connection, and its arguments: a call to be scheduled.
+    pub fn begin<'py>(
+        self,
+        object: &Bound<'py, PyAny>,
+        transport: &Bound<'py, Transport>,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+        match self {
+            Kind::Native(native) => native.begin(object, transport),
+            Kind::Plain | Kind::Buffered => connection_made(object, transport),
+        }
+    }
+}
+
+pub(super) fn connection_made<'py>(
+    object: &Bound<'py, PyAny>,
+    transport: &Bound<'py, Transport>,
+) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+    let method = object.getattr(intern!(object.py(), "connection_made"))?;
+    Ok((method, PyTuple::new(object.py(), [transport])?))
+}
+
 /// A protocol that receives in Rust. `object` is the protocol as Python sees it, which `get_protocol` returns; it has
 /// the methods `connection_made`, `eof_received`, `connection_lost`, `pause_writing` and `resume_writing`, and is called
 /// by them as every protocol is.
@@ -48,6 +73,15 @@ impl Protocol {
 /// It writes by [`StreamTransport::write_data`], and ends the connection by `Transport::close`, `force_close` and
 /// `fatal_error`.
 pub(super) trait NativeProtocol: Sync {
+    /// As `Kind::begin`.
+    fn begin<'py>(
+        &self,
+        object: &Bound<'py, PyAny>,
+        transport: &Bound<'py, Transport>,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+        connection_made(object, transport)
+    }
+
     /// Offers memory, at least a byte of it, to `receive`, and returns what that returns. Must not call into Python.
     fn offer(
         &self,
@@ -70,6 +104,6 @@ pub(super) trait NativeProtocol: Sync {
 pub(super) type Receive<'a> = &'a mut dyn FnMut(&mut [MaybeUninit<u8>]) -> sys::Result<usize>;
 
 /// The Rust half of a protocol that has one.
-fn native(_object: &Bound<'_, PyAny>) -> Option<&'static dyn NativeProtocol> {
-    None
+fn native(object: &Bound<'_, PyAny>) -> Option<&'static dyn NativeProtocol> {
+    streams::native(object)
 }

@@ -33,6 +33,13 @@ impl Names {
         Ok(Names { local: SocketAddress::local(fd.as_raw_fd())?, peer })
     }
 
+    /// Those of a connection that is Python's, if they are all that Python would say.
+    fn of(fd: RawFd) -> Option<Self> {
+        let (local, peer) = (SocketAddress::local(fd).ok()?, SocketAddress::peer(fd).ok()?);
+        matches!(local.family(), libc::AF_INET | libc::AF_INET6 | libc::AF_UNIX)
+            .then_some(Names { local, peer })
+    }
+
     pub fn is_internet(&self) -> bool {
         matches!(self.local.family(), libc::AF_INET | libc::AF_INET6)
     }
@@ -87,22 +94,61 @@ fn is_socket(sock: &Bound<'_, PyAny>) -> PyResult<bool> {
     sock.is_instance(Asyncio::get(sock.py())?.socket.bind(sock.py()))
 }
 
-/// Of the internet families, on whose streams nothing travels but bytes.
-pub(super) fn is_internet(sock: &Bound<'_, PyAny>) -> PyResult<bool> {
-    let family = sock.getattr(intern!(sock.py(), "family"))?;
-    Ok(matches!(family.extract::<libc::c_int>(), Ok(libc::AF_INET | libc::AF_INET6)))
+/// What is to be known of a socket that Python has made.
+pub(super) struct Facts {
+    pub names: Option<Names>,
+    pub extra: Option<Py<PyDict>>,
+    /// Of the internet families, on whose streams nothing travels but bytes.
+    pub internet: bool,
 }
 
-/// The dictionary behind `get_extra_info` for a socket that Python has made. (The names and the errors that are
-/// overlooked are asyncio's.)
+impl Facts {
+    /// Checks that a transport may have the socket, prepares it and looks at it. Its names become Python objects, and it
+    /// a `TransportSocket`, when somebody asks.
+    pub fn of(
+        event_loop: &Bound<'_, EventLoop>,
+        sock: &Bound<'_, PyAny>,
+        extra: Option<Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        let (py, asyncio) = (sock.py(), Asyncio::get(sock.py())?);
+        check_free(event_loop, sock)?;
+        if sock.get_type().is(&asyncio.socket) {
+            let fd = sock.call_method0(intern!(py, "fileno"))?.extract()?;
+            if let Some(names) = Names::of(fd) {
+                let protocol: libc::c_int = sock.getattr(intern!(py, "proto"))?.extract()?;
+                let internet = names.is_internet();
+                if internet && protocol == libc::IPPROTO_TCP {
+                    sys::set_nodelay(fd)?;
+                }
+                return Ok(Facts { names: Some(names), extra: extra.map(Bound::unbind), internet });
+            }
+        }
+        let extra = ask(sock, extra)?;
+        asyncio.set_nodelay.call1(py, (sock,))?;
+        let family = sock.getattr(intern!(py, "family"))?;
+        let internet = matches!(family.extract::<libc::c_int>(), Ok(libc::AF_INET | libc::AF_INET6));
+        Ok(Facts { names: None, extra: Some(extra), internet })
+    }
+}
+
+/// The dictionary behind `get_extra_info` for a socket that Python has made, checked as `Facts::of` checks it.
 pub(super) fn extra_info(
     event_loop: &Bound<'_, EventLoop>,
     sock: &Bound<'_, PyAny>,
     extra: Option<Bound<'_, PyDict>>,
 ) -> PyResult<Py<PyDict>> {
+    check_free(event_loop, sock)?;
+    ask(sock, extra)
+}
+
+fn check_free(event_loop: &Bound<'_, EventLoop>, sock: &Bound<'_, PyAny>) -> PyResult<()> {
+    event_loop.get().check_open(sock.py())?;
+    event_loop.call_method1(intern!(sock.py(), "_ensure_fd_no_transport"), (sock,)).map(drop)
+}
+
+/// What the socket itself says. (The names and the errors that are overlooked are asyncio's.)
+fn ask(sock: &Bound<'_, PyAny>, extra: Option<Bound<'_, PyDict>>) -> PyResult<Py<PyDict>> {
     let py = sock.py();
-    event_loop.get().check_open(py)?;
-    event_loop.call_method1(intern!(py, "_ensure_fd_no_transport"), (sock,))?;
     let asyncio = Asyncio::get(py)?;
     let extra = extra.unwrap_or_else(|| PyDict::new(py));
     extra.set_item(intern!(py, "socket"), asyncio.transport_socket.call1(py, (sock,))?)?;

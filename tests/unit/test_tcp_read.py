@@ -54,6 +54,41 @@ def test_data_is_bytes(loop: asyncio.AbstractEventLoop) -> None:
 
 
 @KINDS
+def test_messages_of_every_size_in_turn(loop: asyncio.AbstractEventLoop, kind: Kind) -> None:
+    """Room is made for a message by the size of the one before, which says nothing of its own."""
+
+    async def main() -> None:
+        sizes = [
+            1,
+            6_000,
+            7_000,
+            1,
+            7_000,
+            7_900,
+            8_000,
+            60_000,
+            110_000,
+            120_000,
+            124_000,
+            3,
+            200_000,
+            200_000,
+        ]
+        async with connected(kind()) as (_, protocol, peer):
+            sent = b""
+            for size in sizes * 2:
+                data = os.urandom(size)
+                sent += data
+                await loop.sock_sendall(peer, data)
+                total = len(sent)
+                await until(lambda total=total: len(protocol.data) == total)
+            assert protocol.data == sent
+            assert all(event[1] for event in protocol.events[1:])
+
+    run(loop, main())
+
+
+@KINDS
 def test_connection_made_comes_before_data_that_waits(loop: asyncio.AbstractEventLoop, kind: Kind) -> None:
     async def main() -> None:
         pair = tcp_pair()

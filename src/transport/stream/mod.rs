@@ -4,10 +4,13 @@
 //! one system call; unless the event said that the peer has closed: that is told once, and the end of the stream is
 //! still to be read.
 
+mod coalesce;
 mod read;
+mod received;
 mod write;
 mod write_buffer;
 
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -17,9 +20,9 @@ use pyo3::types::PyDict;
 
 use super::base::{Parts, Transport};
 use super::protocol::Protocol;
-use super::socket::{self, Names, Socket};
+use super::socket::{Facts, Names, Socket};
 use crate::event_loop::EventLoop;
-use crate::py::{Asyncio, AttachedCell, copy_current_context};
+use crate::py::{AttachedCell, copy_current_context};
 use crate::sys::SocketAddress;
 use write_buffer::WriteBuffer;
 
@@ -27,11 +30,17 @@ use write_buffer::WriteBuffer;
 #[pyclass(extends = Transport, frozen, module = "mioloop._core")]
 pub struct StreamTransport {
     output: AttachedCell<Output>,
+    /// How many bytes the last read of a `Protocol` gave.
+    last_received: AttachedCell<usize>,
 }
 
 #[derive(Default)]
 struct Output {
     buffer: WriteBuffer,
+    /// What is in the buffer waits for the end of the iteration, not for the socket.
+    held_back: bool,
+    /// The iteration of the last write.
+    turn: Option<NonZero<u64>>,
     /// `write_eof` was called.
     eof: bool,
     /// A `sendfile` waits here until the buffer is empty; until it is over nothing else may write.
@@ -68,7 +77,10 @@ impl StreamTransport {
         server: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, Self>> {
         let py = parts.event_loop.py();
-        let stream = StreamTransport { output: AttachedCell::new(Output::default()) };
+        let stream = StreamTransport {
+            output: AttachedCell::new(Output::default()),
+            last_received: AttachedCell::new(0),
+        };
         let slf = Bound::new(py, PyClassInitializer::from(Transport::new(parts)?).add_subclass(stream))?;
         if let Some(server) = server {
             attach_to_server(&slf, server.bind(py))?;
@@ -107,15 +119,14 @@ impl EventLoop {
         context: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, StreamTransport>> {
         let py = slf.py();
-        let extra = socket::extra_info(slf, sock, extra)?;
-        Asyncio::get(py)?.set_nodelay.call1(py, (sock,))?;
+        let facts = Facts::of(slf, sock, extra)?;
         let parts = Parts {
             name: "StreamTransport",
             event_loop: slf.clone(),
-            names: None,
-            plain_stream: socket::is_internet(sock)?,
+            names: facts.names,
+            plain_stream: facts.internet,
             protocol: Protocol::new(protocol)?,
-            extra: Some(extra),
+            extra: facts.extra,
             context: context.map_or_else(|| copy_current_context(py), Ok)?,
             // The last that can fail: from here on the socket is the transport's to close.
             socket: Socket::hold(sock)?,

@@ -9,12 +9,16 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::StreamTransport;
+use super::received::{Room, room_after};
 use crate::py::is_fatal;
 use crate::sys;
 use crate::transport::Transport;
 use crate::transport::protocol::{Kind, NativeProtocol};
 
 const READ_FAILED: &str = "Fatal read error on socket transport";
+
+/// None at the end of the stream.
+type Received<'py> = sys::Result<Option<Bound<'py, PyBytes>>>;
 
 impl StreamTransport {
     /// Reads once, at most a buffer full: the others want their turn too.
@@ -39,23 +43,53 @@ impl StreamTransport {
     /// For a `Protocol`: bytes.
     fn read_for_protocol(slf: &Bound<'_, Self>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.as_super().get());
-        let data = this.event_loop.get().with_read_buffer(py, |buffer| {
-            let size = receive(this, py, buffer)?;
-            // SAFETY: `receive` says that the kernel has written `size` bytes to the front of the buffer.
-            let received = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), size) };
-            Ok(PyBytes::new(py, received))
-        });
+        let data = match room_after(slf.get().last_received.get(py)) {
+            None => Self::receive_and_copy(slf),
+            Some(size) => Self::receive_into_room(slf, Room::new(py, size)?),
+        };
         let data = match data {
-            Ok(data) => data,
+            Ok(Some(data)) => data,
+            Ok(None) => return Self::read_eof(slf, protocol),
             Err(error) => return Self::read_failed(slf, error),
         };
-        if data.as_bytes().is_empty() {
-            return Self::read_eof(slf, protocol);
-        }
+        slf.get().last_received.set(py, data.as_bytes().len());
         match this.call_protocol(protocol, intern!(py, "data_received"), (data,)) {
             Err(error) => Self::protocol_failed(slf, error, "data_received"),
             Ok(_) => Ok(()),
         }
+    }
+
+    fn receive_and_copy<'py>(slf: &Bound<'py, Self>) -> Received<'py> {
+        let (py, this) = (slf.py(), slf.as_super().get());
+        let size = this.event_loop.get().with_read_buffer(py, |buffer| receive(this, py, buffer))?;
+        // SAFETY: `receive` has just filled the loop's buffer with so many bytes.
+        let data = unsafe { Self::with_received(slf, size, |data| PyBytes::new(py, data)) };
+        Ok((size > 0).then_some(data))
+    }
+
+    fn receive_into_room<'py>(slf: &Bound<'py, Self>, mut room: Room) -> Received<'py> {
+        let (py, this) = (slf.py(), slf.as_super().get());
+        let size = receive(this, py, room.memory())?;
+        // SAFETY: `receive` says that the kernel has written so many bytes to the front of it.
+        let data = unsafe { room.finish(py, size) };
+        // To shrink an object can't fail but for want of memory, which takes the received bytes with it.
+        let data = data.map_err(|_| sys::Error { errno: libc::ENOMEM })?;
+        Ok((size > 0).then_some(data))
+    }
+
+    /// Shows the front of the loop's buffer to `work`, which must not call into Python.
+    ///
+    /// # Safety
+    /// So many bytes have been received into it, now or before.
+    pub(in crate::transport) unsafe fn with_received<R>(
+        slf: &Bound<'_, Self>,
+        size: usize,
+        work: impl FnOnce(&[u8]) -> R,
+    ) -> R {
+        slf.as_super().get().event_loop.get().with_read_buffer(slf.py(), |buffer| {
+            // SAFETY: initialised, as the caller knows; within the buffer, since more can't have been received.
+            work(unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), size) })
+        })
     }
 
     /// For a `BufferedProtocol`: straight into its buffer.

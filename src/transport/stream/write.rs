@@ -12,7 +12,7 @@ use crate::sys;
 use crate::transport::Transport;
 use crate::transport::data::Data;
 
-const WRITE_FAILED: &str = "Fatal write error on socket transport";
+pub(super) const WRITE_FAILED: &str = "Fatal write error on socket transport";
 
 #[pymethods]
 impl StreamTransport {
@@ -28,16 +28,22 @@ impl StreamTransport {
     /// Sends all the pieces of an iterable, as if they were one. As `asyncio.WriteTransport.writelines`.
     fn writelines(slf: &Bound<'_, Self>, list_of_data: &Bound<'_, PyAny>) -> PyResult<()> {
         let (py, this, base) = (slf.py(), slf.get(), slf.as_super());
-        this.check_may_write(py, "writelines")?;
+        // Up to 3.11 asyncio joins the pieces and calls `write`, and so do its errors.
+        let name = if py.version_info() >= (3, 12) { "writelines" } else { "write" };
+        this.check_may_write(py, name)?;
         // All of them are looked at before anything is sent: an error must not leave half a message on the wire.
         let pieces =
             list_of_data.try_iter()?.map(|piece| Data::new(&piece?)).collect::<PyResult<Vec<_>>>()?;
         if pieces.iter().all(|piece| piece.as_slice().is_empty()) || base.get().is_lost(py)? {
             return Ok(());
         }
-        let was_empty = this.is_empty(py);
+        let size = pieces.iter().map(|piece| piece.as_slice().len()).sum();
+        let (held_back, was_empty) = (Self::holds_back(slf, size), this.is_empty(py));
         for piece in &pieces {
             this.output.borrow_mut(py).buffer.push(piece, 0);
+        }
+        if held_back {
+            return Self::held_back(slf);
         }
         if was_empty {
             if let Err(error) = Self::flush(slf) {
@@ -55,6 +61,7 @@ impl StreamTransport {
     /// Sends no more after what is buffered; receiving goes on. As `asyncio.WriteTransport.write_eof`.
     fn write_eof(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this, base) = (slf.py(), slf.get(), slf.as_super().get());
+        Self::send_held_back(slf)?;
         if base.state.borrow_mut(py).closing {
             return Ok(());
         }
@@ -80,6 +87,7 @@ impl StreamTransport {
         if this.output.borrow_mut(py).empty_waiter.is_some() {
             return Err(PyRuntimeError::new_err("Empty waiter is already set"));
         }
+        Self::send_held_back(slf)?;
         let event_loop = slf.as_super().get().event_loop.bind(py);
         let waiter = event_loop.call_method0(intern!(py, "create_future"))?;
         if this.is_empty(py) {
@@ -105,6 +113,10 @@ impl StreamTransport {
             return Ok(());
         }
         let mut sent = 0;
+        if Self::holds_back(slf, length) {
+            this.output.borrow_mut(py).buffer.push(data, 0);
+            return Self::held_back(slf);
+        }
         if this.is_empty(py) {
             sent = match sys::send(base.get().fd, data.as_slice()) {
                 Ok(sent) => sent,
@@ -121,7 +133,7 @@ impl StreamTransport {
         Transport::grown(base)
     }
 
-    fn is_empty(&self, py: Python<'_>) -> bool {
+    pub(super) fn is_empty(&self, py: Python<'_>) -> bool {
         self.output.borrow_mut(py).buffer.is_empty()
     }
 
@@ -136,13 +148,13 @@ impl StreamTransport {
         Ok(())
     }
 
-    fn note_pending(slf: &Bound<'_, Self>) {
+    pub(super) fn note_pending(slf: &Bound<'_, Self>) {
         let size = slf.get().output.borrow_mut(slf.py()).buffer.size();
         slf.as_super().get().state.borrow_mut(slf.py()).pending = size;
     }
 
     /// Sends until the buffer is empty or the socket full.
-    fn flush(slf: &Bound<'_, Self>) -> sys::Result<()> {
+    pub(super) fn flush(slf: &Bound<'_, Self>) -> sys::Result<()> {
         let (py, fd) = (slf.py(), slf.as_super().get().fd);
         let mut output = slf.get().output.borrow_mut(py);
         while !output.buffer.is_empty() {

@@ -1,0 +1,78 @@
+//! Several writes of one iteration leave together.
+//!
+//! The first goes to the socket at once, as in asyncio: it may be all there is, and somebody waits for it. Those that
+//! follow in the same iteration are held back until its end and leave in one system call, unless they come to much
+//! before. A server that answers sixteen pipelined requests one by one makes two calls in place of sixteen, and the peer
+//! wakes up twice.
+//!
+//! To a program it looks as if they were sent: the size of the write buffer, the water marks and `pause_writing` know
+//! nothing of what is held back, and whatever could tell the difference (`close`, `abort`, `write_eof`, `sendfile`, a
+//! look at the socket) sends it first. Only an error is heard of at the end of the iteration.
+
+use pyo3::prelude::*;
+
+use super::StreamTransport;
+use super::write::WRITE_FAILED;
+use crate::transport::Transport;
+
+/// More than this, in bytes, is not held back.
+pub const MOST: usize = 32 * 1024;
+
+impl StreamTransport {
+    /// Whether a write of `size` bytes is held back; then the caller puts it into the buffer and calls `held_back`.
+    pub(super) fn holds_back(slf: &Bound<'_, Self>, size: usize) -> bool {
+        let (py, this) = (slf.py(), slf.get());
+        let event_loop = slf.as_super().get().event_loop.get();
+        let mut output = this.output.borrow_mut(py);
+        if output.held_back {
+            return true;
+        }
+        if !output.buffer.is_empty() {
+            // The socket is full, and what waits for it is no secret.
+            return false;
+        }
+        let turn = event_loop.turn(py);
+        let later = turn.is_some() && output.turn == turn;
+        output.turn = turn;
+        output.held_back = later && size <= MOST;
+        if output.held_back {
+            drop(output);
+            event_loop.send_at_end_of_turn(py, slf.clone().unbind());
+            return true;
+        }
+        false
+    }
+
+    /// The buffer has grown by what is held back.
+    pub(super) fn held_back(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let size = slf.get().output.borrow_mut(slf.py()).buffer.size();
+        if size > MOST { Self::send_held_back(slf) } else { Ok(()) }
+    }
+
+    /// Sends what was held back.
+    pub fn send_held_back(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this, base) = (slf.py(), slf.get(), slf.as_super());
+        if !std::mem::replace(&mut this.output.borrow_mut(py).held_back, false) || this.is_empty(py) {
+            return Ok(());
+        }
+        if let Err(error) = Self::flush(slf) {
+            return Transport::fatal_error(base, error.into(), WRITE_FAILED);
+        }
+        if this.is_empty(py) {
+            return Ok(());
+        }
+        Transport::watch_writable(base)?;
+        Self::note_pending(slf);
+        Transport::grown(base)
+    }
+}
+
+impl Transport {
+    /// Lets nothing be held back any longer.
+    pub(in crate::transport) fn send_held_back(slf: &Bound<'_, Self>) -> PyResult<()> {
+        match slf.cast::<StreamTransport>() {
+            Ok(stream) => StreamTransport::send_held_back(stream),
+            Err(_) => Ok(()),
+        }
+    }
+}

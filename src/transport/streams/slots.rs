@@ -1,0 +1,58 @@
+//! The slots of an operation's class that are used for every message, as the C API has them.
+//!
+//! Through pyo3's a result would leave as a StopIteration, made only to be taken apart by the interpreter at once;
+//! `am_send`, which pyo3 does not know, gives it back as it is. (3.11 awaits by `am_send`. From 3.12 on only tasks do;
+//! `await` calls `__next__`, and gets its StopIteration.)
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use pyo3::PyTypeInfo;
+use pyo3::exceptions::PyTypeError;
+use pyo3::ffi;
+use pyo3::panic::PanicException;
+use pyo3::prelude::*;
+
+use super::operation::{Sent, StreamOperation};
+
+/// Called once, before the first operation is made.
+pub fn install(py: Python<'_>) {
+    let class = StreamOperation::type_object_raw(py);
+    // SAFETY: attached; the class is a heap type of this module's, whose `tp_as_async` points into itself, and that no
+    // other thread uses yet. The functions have the signatures that the slots want.
+    unsafe {
+        if let Some(slots) = (*class).tp_as_async.as_mut() {
+            slots.am_await = Some(ffi::PyObject_SelfIter);
+            slots.am_send = Some(send);
+        }
+    }
+}
+
+unsafe extern "C" fn send(
+    slf: *mut ffi::PyObject,
+    value: *mut ffi::PyObject,
+    result: *mut *mut ffi::PyObject,
+) -> ffi::PySendResult {
+    Python::attach(|py| {
+        // SAFETY: the interpreter calls the slot with an instance of the class, and both objects alive.
+        let (slf, value) = unsafe {
+            let slf = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<StreamOperation>();
+            (slf, Bound::from_borrowed_ptr(py, value))
+        };
+        let sent = catch_unwind(AssertUnwindSafe(|| match value.is_none() {
+            true => StreamOperation::send_none(&slf),
+            false => Err(PyTypeError::new_err("can't send non-None value to a just-started coroutine")),
+        }));
+        let sent = sent.unwrap_or_else(|_| Err(PanicException::new_err("a stream operation panicked")));
+        let (kind, object) = match sent {
+            Ok(Sent::Yielded(object)) => (ffi::PySendResult::PYGEN_NEXT, object.into_ptr()),
+            Ok(Sent::Returned(object)) => (ffi::PySendResult::PYGEN_RETURN, object.into_ptr()),
+            Err(error) => {
+                error.restore(py);
+                (ffi::PySendResult::PYGEN_ERROR, std::ptr::null_mut())
+            }
+        };
+        // SAFETY: the caller passes a place for the result, and takes the reference.
+        unsafe { *result = object };
+        kind
+    })
+}

@@ -1,0 +1,245 @@
+"""Writes that follow another in one iteration leave together at its end; to the program it looks as if each
+had been sent at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mioloop
+
+from .support import BIG, Caught, fill, run, run_until, socketpair, tcp_pair, until
+
+# hypothesis counts references to its own generators, and counts wrong on Python 3.14.
+pytestmark = pytest.mark.filterwarnings("ignore:It looks like `register_random`")
+
+
+class Recorder(asyncio.Protocol):
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport: Any = transport
+
+    def pause_writing(self) -> None:
+        self.told.append("pause")
+
+    def resume_writing(self) -> None:
+        self.told.append("resume")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.told.append(type(exc))
+
+
+async def connect(sock: socket.socket) -> tuple[Any, Recorder]:
+    transport, protocol = await asyncio.get_running_loop().create_connection(Recorder, sock=sock)
+    return transport, protocol
+
+
+def receive_all(peer: socket.socket) -> bytes:
+    """What has arrived by now."""
+    data = b""
+    try:
+        while part := peer.recv(1 << 20):
+            data += part
+    except BlockingIOError:
+        pass
+    return data
+
+
+steps = st.one_of(
+    st.builds(lambda data: ("write", data), st.binary(max_size=30)),
+    st.builds(lambda data: ("write", data), st.binary(max_size=30)),
+    st.builds(lambda size: ("write", b"x" * size), st.sampled_from([20_000, 40_000])),
+    st.builds(lambda data: ("write", bytearray(data)), st.binary(max_size=30)),
+    # Some versions of asyncio never get over empty pieces, or pieces for a closed transport.
+    st.builds(
+        lambda pieces: ("writelines", pieces),
+        st.lists(st.binary(min_size=1, max_size=9), min_size=1, max_size=4),
+    ),
+    st.sampled_from(
+        [("next",), ("size",), ("size",), ("write_eof",), ("close",), ("abort",), ("limits", 0), ("socket",)]
+    ),
+)
+
+
+async def play(program: list[tuple[Any, ...]]) -> list[Any]:
+    seen: list[Any] = []
+    ours, peer = socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    transport, protocol = await connect(ours)
+    for name, *args in program:
+        try:
+            if name == "next":
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                seen.append(receive_all(peer))
+            elif name == "size":
+                seen.append(transport.get_write_buffer_size())
+                seen.append(receive_all(peer))
+            elif name == "limits":
+                transport.set_write_buffer_limits(args[0])
+            elif name == "socket":
+                seen.append(transport.get_extra_info("socket").fileno() >= 0)
+                seen.append(receive_all(peer))
+            elif name != "writelines" or not transport.is_closing():
+                getattr(transport, name)(*args)
+                for arg in args:
+                    if isinstance(arg, bytearray):
+                        arg[:] = b"!" * len(arg)
+        except RuntimeError as error:
+            seen.append(str(error))
+        seen.append(transport.is_closing())
+    await asyncio.sleep(0)
+    transport.close()
+    rest = b""
+
+    def over() -> bool:
+        nonlocal rest
+        rest += receive_all(peer)
+        return ours.fileno() == -1
+
+    await until(over)
+    peer.close()
+    return [*seen, rest, protocol.told]
+
+
+@settings(max_examples=150)
+@given(st.lists(steps, max_size=12))
+def test_random_programs(program: list[tuple[Any, ...]]) -> None:
+    outcomes = []
+    for factory in asyncio.SelectorEventLoop, mioloop.new_event_loop:
+        loop = factory()
+        fresh = [(name, *map(type_preserving_copy, args)) for name, *args in program]
+        outcomes.append(run(loop, play(fresh)))
+        loop.close()
+    assert outcomes[0] == outcomes[1]
+
+
+def type_preserving_copy(argument: Any) -> Any:
+    return bytearray(argument) if isinstance(argument, bytearray) else argument
+
+
+@pytest.mark.mioloop_only(reason="asyncio makes a system call for each write")
+def test_the_first_leaves_at_once_and_the_others_together(loop: asyncio.AbstractEventLoop) -> None:
+    async def main() -> None:
+        ours, peer = socketpair()
+        transport, _ = await connect(ours)
+        await asyncio.sleep(0)
+        transport.write(b"1")
+        assert receive_all(peer) == b"1"
+        for digit in b"234":
+            transport.write(bytes([digit]))
+        transport.writelines([b"5", b"6"])
+        assert receive_all(peer) == b""
+        await asyncio.sleep(0)
+        assert receive_all(peer) == b"23456"
+        transport.write(b"7")
+        assert receive_all(peer) == b"7"
+        peer.close()
+        transport.abort()
+        await until(lambda: ours.fileno() == -1)
+
+    run(loop, main())
+
+
+@pytest.mark.parametrize("end", [lambda loop: loop.stop(), lambda loop: exit()])
+def test_the_end_of_the_run_sends_them(
+    loop: asyncio.AbstractEventLoop, end: Callable[[asyncio.AbstractEventLoop], None]
+) -> None:
+    ours, peer = socketpair()
+    transport, _ = run(loop, connect(ours))
+
+    def write() -> None:
+        for digit in b"123":
+            transport.write(bytes([digit]))
+        end(loop)
+
+    loop.call_soon(write)
+    with contextlib.suppress(SystemExit):
+        loop.run_forever()
+    assert receive_all(peer) == b"123"
+    # Outside of an iteration each leaves at once.
+    transport.write(b"4")
+    transport.write(b"5")
+    assert receive_all(peer) == b"45"
+    transport.abort()
+    run_until(loop, lambda: ours.fileno() == -1)
+    peer.close()
+
+
+def test_a_full_socket_pauses_the_protocol(loop: asyncio.AbstractEventLoop) -> None:
+    async def main() -> None:
+        ours, peer = tcp_pair()
+        transport, protocol = await connect(ours)
+        filled = fill(ours)
+        for _ in range(10):
+            transport.write(b"x" * 10_000)
+        await asyncio.sleep(0)
+        assert protocol.told == ["pause"]
+        assert transport.get_write_buffer_size() > 0
+        received = b""
+
+        def drained() -> bool:
+            nonlocal received
+            received += receive_all(peer)
+            return len(received) == filled + 100_000
+
+        await until(drained)
+        await until(lambda: protocol.told == ["pause", "resume"])
+        peer.close()
+        transport.abort()
+        await until(lambda: ours.fileno() == -1)
+
+    run(loop, main())
+
+
+def test_a_lost_peer_is_told_of(loop: asyncio.AbstractEventLoop, caught: Caught) -> None:
+    async def main() -> None:
+        ours, peer = socketpair()
+        transport, protocol = await connect(ours)
+        transport.pause_reading()
+        peer.close()
+        for _ in range(3):
+            transport.write(b"to nobody")
+        await until(lambda: protocol.told)
+        assert protocol.told == [BrokenPipeError]
+        assert not caught
+
+    run(loop, main())
+
+
+def test_much_is_not_held_back(loop: asyncio.AbstractEventLoop) -> None:
+    async def main() -> None:
+        ours, peer = tcp_pair()
+        transport, _ = await connect(ours)
+        sent = 0
+        received = b""
+        while sent < BIG:
+            transport.write(b"y" * 1000)
+            sent += 1000
+            if sent % 100_000 == 0:
+                received += receive_all(peer)
+        assert received
+
+        def over() -> bool:
+            nonlocal received
+            received += receive_all(peer)
+            return len(received) == sent
+
+        await until(over)
+        peer.close()
+        transport.abort()
+        await until(lambda: ours.fileno() == -1)
+
+    run(loop, main())
