@@ -15,6 +15,7 @@ mod sock;
 mod sys;
 mod timers;
 mod transport;
+mod waiter;
 
 /// The extension module behind the `mioloop` package.
 // Without the interpreter lock `AttachedCell` is not safe, and since 0.28 pyo3 declares a module free of it by default.
@@ -29,7 +30,14 @@ mod _core {
     #[pymodule_export]
     use crate::sock::SocketOperation;
     #[pymodule_export]
+    use crate::waiter::Waiter;
+    #[pymodule_export]
     use crate::transport::{DatagramTransport, Listener, StreamTransport, Transport};
+
+    #[pymodule_init]
+    fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+        crate::py::install_send::<SocketOperation>(module.py())
+    }
 }
 
 // A panic must unwind to the caller in Python, where pyo3 makes an exception of it.

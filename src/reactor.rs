@@ -95,11 +95,13 @@ impl Direction {
     }
 }
 
-/// Whether an event is told once when the state changes, or for as long as it lasts.
+/// Whether an event is told once when the state changes, for as long as it lasts, or just once: then the registration
+/// is silent until it is armed anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
     Edge,
     Level,
+    Once,
 }
 
 /// Names one registration; outlives it harmlessly.
@@ -197,10 +199,18 @@ impl<T> Reactor<T> {
     ///
     /// ENOENT says that the file was closed, and that the number is free or another file's by now.
     pub fn modify(&mut self, key: Key, direction: Direction) -> sys::Result<()> {
+        match self.get_source(key).map(|source| source.trigger) {
+            Some(trigger) => self.rearm(key, trigger, direction),
+            None => Ok(()),
+        }
+    }
+
+    /// As `modify`, and changes how it is told.
+    pub fn rearm(&mut self, key: Key, trigger: Trigger, direction: Direction) -> sys::Result<()> {
         let Some(source) = self.get_source(key) else { return Ok(()) };
-        self.control(source.fd, key, source.trigger, direction, Control::Modify)?;
+        self.control(source.fd, key, trigger, direction, Control::Modify)?;
         if let Some(source) = self.sources.get_mut(key.slot as usize) {
-            source.direction = direction;
+            (source.trigger, source.direction) = (trigger, direction);
         }
         Ok(())
     }
@@ -229,8 +239,8 @@ impl<T> Reactor<T> {
         self.by_fd.get(&fd).copied()
     }
 
-    pub fn fd_of(&self, key: Key) -> Option<RawFd> {
-        self.get_source(key).map(|source| source.fd)
+    pub fn keys(&self) -> impl Iterator<Item = Key> {
+        self.sources.iter().map(|(slot, source)| Key { slot: slot as u32, generation: source.generation })
     }
 
     pub fn owner(&self, key: Key) -> Option<&T> {
@@ -292,7 +302,8 @@ impl<T> Reactor<T> {
             (Trigger::Edge, Control::Modify) => {
                 self.registry.reregister(&mut SourceFd(&fd), token, interest)?;
             }
-            (Trigger::Level, _) => level::control(&self.registry, fd, token, direction, control)?,
+            (Trigger::Level, _) => level::control(&self.registry, fd, token, direction, control, false)?,
+            (Trigger::Once, _) => level::control(&self.registry, fd, token, direction, control, true)?,
         }
         Ok(())
     }
@@ -326,7 +337,8 @@ impl Poller {
     }
 }
 
-/// Level-triggered registration, which mio does not offer: the same epoll instance, without `EPOLLET`.
+/// Level-triggered registration, and one that is told once, which mio does not offer: the same epoll instance, without
+/// `EPOLLET`.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod level {
     use super::*;
@@ -337,12 +349,14 @@ mod level {
         token: Token,
         direction: Direction,
         control: Control,
+        once: bool,
     ) -> sys::Result<()> {
         let events = match direction {
             Direction::Read => libc::EPOLLIN,
             Direction::Write => libc::EPOLLOUT,
             Direction::Both => libc::EPOLLIN | libc::EPOLLOUT,
         };
+        let events = if once { events | libc::EPOLLONESHOT } else { events };
         let operation = match control {
             Control::Add => libc::EPOLL_CTL_ADD,
             Control::Modify => libc::EPOLL_CTL_MOD,
@@ -368,7 +382,9 @@ mod level {
         token: Token,
         direction: Direction,
         _control: Control,
+        once: bool,
     ) -> sys::Result<()> {
+        let add = if once { libc::EV_ADD | libc::EV_ONESHOT } else { libc::EV_ADD };
         let wanted = [
             (libc::EVFILT_READ, direction != Direction::Write),
             (libc::EVFILT_WRITE, direction != Direction::Read),
@@ -378,7 +394,7 @@ mod level {
             let mut change: libc::kevent = unsafe { std::mem::zeroed() };
             change.ident = fd as libc::uintptr_t;
             change.filter = filter as _;
-            change.flags = if want { libc::EV_ADD } else { libc::EV_DELETE } as _;
+            change.flags = if want { add } else { libc::EV_DELETE } as _;
             change.udata = token.0 as _;
             // SAFETY: one change in, no events out; both pointers are valid for the lengths given.
             let result = unsafe {
@@ -422,6 +438,21 @@ mod tests {
         }
         near.read_exact(&mut [0]).unwrap();
         assert_eq!(ready(&mut poller), []);
+    }
+
+    #[test]
+    fn once_is_told_once_for_each_arming() {
+        let (mut reactor, mut poller) = Reactor::new().unwrap();
+        let (mut far, near) = UnixStream::pair().unwrap();
+        let (key, _) = reactor.register(near.as_raw_fd(), Trigger::Once, Direction::Read, ()).unwrap();
+        far.write_all(b"x").unwrap();
+        for _ in 0..2 {
+            assert_eq!(ready(&mut poller), [(key, Readiness::READABLE)]);
+            assert_eq!(ready(&mut poller), []);
+            far.write_all(b"x").unwrap();
+            assert_eq!(ready(&mut poller), []);
+            reactor.modify(key, Direction::Read).unwrap();
+        }
     }
 
     #[test]

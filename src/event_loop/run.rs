@@ -132,7 +132,7 @@ impl EventLoop {
     }
 
     fn queue_events(&self, py: Python<'_>, events: impl Iterator<Item = (Key, Readiness)>) {
-        let mut cancelled = Vec::new();
+        let mut garbage = fd_watch::Garbage::default();
         {
             let mut reactor = self.reactor.borrow_mut(py);
             let Some(reactor) = reactor.as_mut() else { return };
@@ -141,14 +141,10 @@ impl EventLoop {
                 match reactor.owner(key) {
                     // The registration is over; the kernel had the event already.
                     None => {}
-                    // The handles are queued, not the source: cancelling them until they run must do.
-                    Some(Owner::Watch(watch)) => {
-                        if watch.has_cancelled(py) {
-                            cancelled.extend(fd_watch::take_cancelled(py, reactor, key));
-                        }
-                        if let Some(Owner::Watch(watch)) = reactor.owner(key) {
-                            ready.extend(watch.ready_handles(py, readiness).map(Ready::Call));
-                        }
+                    Some(Owner::Watch(_)) => {
+                        fd_watch::on_event(py, reactor, key, readiness, &mut garbage, |handle| {
+                            ready.push_back(Ready::Call(handle));
+                        });
                     }
                     Some(Owner::Transport(_) | Owner::Listener(_)) => {
                         let first = reactor.mark_ready(key, readiness);
@@ -157,8 +153,7 @@ impl EventLoop {
                 }
             }
         }
-        // Dropped where Python code may run.
-        drop(cancelled);
+        drop(garbage);
     }
 
     fn queue_due_timers(&self, py: Python<'_>, end: f64) {

@@ -24,6 +24,8 @@ pub struct Asyncio {
     pub set_result_unless_cancelled: Py<PyAny>,
     pub check_ssl_socket: Py<PyAny>,
     pub set_nodelay: Py<PyAny>,
+    pub cancelled_error: Py<PyAny>,
+    pub invalid_state_error: Py<PyAny>,
     pub logger: Py<PyAny>,
 }
 
@@ -55,6 +57,8 @@ impl Asyncio {
                 set_result_unless_cancelled: attribute("asyncio.futures", "_set_result_unless_cancelled")?,
                 check_ssl_socket: attribute("asyncio.base_events", "_check_ssl_socket")?,
                 set_nodelay: attribute("asyncio.base_events", "_set_nodelay")?,
+                cancelled_error: attribute("asyncio.exceptions", "CancelledError")?,
+                invalid_state_error: attribute("asyncio.exceptions", "InvalidStateError")?,
                 logger: attribute("asyncio.log", "logger")?,
             })
         })
