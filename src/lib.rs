@@ -11,6 +11,7 @@ mod handle;
 mod py;
 mod reactor;
 mod runtime;
+mod resolver;
 mod sock;
 mod sys;
 mod timers;
@@ -28,6 +29,8 @@ mod _core {
     #[pymodule_export]
     use crate::handle::{Handle, TimerHandle};
     #[pymodule_export]
+    use crate::resolver::{Lookup, NameService};
+    #[pymodule_export]
     use crate::sock::SocketOperation;
     #[pymodule_export]
     use crate::waiter::Waiter;
@@ -36,7 +39,8 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
-        crate::py::install_send::<SocketOperation>(module.py())
+        crate::py::install_send::<SocketOperation>(module.py())?;
+        crate::py::install_send::<Lookup>(module.py())
     }
 }
 

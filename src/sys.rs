@@ -103,6 +103,16 @@ pub fn recv_from(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> Result<(usize, So
     Ok((size, address))
 }
 
+/// Keeps all signals from the calling thread: the process's others get them.
+pub fn block_signals() {
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the first call fills the set in; neither can fail with valid arguments.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut());
+    }
+}
+
 /// shutdown(2) of the sending side.
 pub fn shutdown_write(fd: RawFd) -> Result<()> {
     // SAFETY: no memory is involved.

@@ -23,6 +23,7 @@ use crate::fd_watch::FdWatch;
 use crate::handle::{Handle, ReturnSignal, TimerHandle};
 use crate::py::AttachedCell;
 use crate::reactor::{Key, Poller, Reactor};
+use crate::resolver::{self, NameService};
 use crate::sys;
 use crate::timers::TimerQueue;
 use crate::transport::{Listener, Transport};
@@ -90,9 +91,19 @@ pub struct EventLoop {
     /// The thread that runs the loop, as `threading.get_ident()` names it.
     thread_id: AttachedCell<Option<u64>>,
     shared: Shared,
+    name_service: AttachedCell<Option<Py<NameService>>>,
 }
 
 impl EventLoop {
+    pub fn name_service<'py>(&self, py: Python<'py>) -> Option<Bound<'py, NameService>> {
+        self.name_service.borrow_mut(py).as_ref().map(|service| service.bind(py).clone())
+    }
+
+    pub fn set_name_service(&self, py: Python<'_>, service: Option<Bound<'_, NameService>>) {
+        let old = self.name_service.replace(py, service.map(Bound::unbind));
+        drop(old);
+    }
+
     pub fn is_debug(&self, py: Python<'_>) -> bool {
         self.debug.get(py)
     }
@@ -120,7 +131,8 @@ impl EventLoop {
         let ready = self.ready.replace(py, VecDeque::new());
         let timers = self.timers.replace(py, TimerQueue::new());
         let owners = self.reactor.borrow_mut(py).as_mut().map(Reactor::take_all);
-        drop((incoming, ready, timers, owners));
+        let names = self.name_service.replace(py, None);
+        drop((incoming, ready, timers, owners, names));
     }
 
     fn take_incoming(&self) -> Vec<Py<Handle>> {
@@ -160,6 +172,7 @@ impl EventLoop {
             closed: AttachedCell::new(false),
             debug: AttachedCell::new(false),
             thread_id: AttachedCell::new(None),
+            name_service: AttachedCell::new(None),
             shared: Shared {
                 incoming: Mutex::new(Vec::new()),
                 has_incoming: AtomicBool::new(false),
@@ -209,19 +222,20 @@ impl EventLoop {
     }
 
     /// In a child process, just forked: parts from what the parent goes on using.
-    fn _after_fork(&self, py: Python<'_>) -> PyResult<()> {
-        if self.check_open(py).is_err() {
+    fn _after_fork(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        if this.check_open(py).is_err() {
             return Ok(());
         }
-        let (poller, waker) = self.with_reactor(py, |reactor| -> PyResult<_> {
+        let (poller, waker) = this.with_reactor(py, |reactor| -> PyResult<_> {
             let poller = reactor.renew()?;
             Ok((poller, reactor.waker()?))
         })??;
         // The thread that sat in the poll is not there any more, unless it is this one, which is not in it.
-        self.shared.sleeping.store(false, Ordering::SeqCst);
-        let waker = self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).replace(waker);
-        drop((self.poller.replace(py, Some(poller)), waker));
-        Ok(())
+        this.shared.sleeping.store(false, Ordering::SeqCst);
+        let waker = this.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).replace(waker);
+        drop((this.poller.replace(py, Some(poller)), waker));
+        resolver::after_fork(slf)
     }
 
     // What `BaseEventLoop` keeps in attributes, its own code and other people's reads and assigns. Here they are
@@ -316,6 +330,9 @@ impl EventLoop {
             for owner in reactor.iter().flat_map(|reactor| reactor.owners()) {
                 owner.traverse(visit)?;
             }
+        }
+        if let Ok(names) = self.name_service.borrow_for_traverse() {
+            visit.call(names.as_ref())?;
         }
         if let Ok(incoming) = self.shared.incoming.try_lock() {
             for handle in incoming.iter() {

@@ -14,6 +14,7 @@ mod protocol;
 mod socket;
 mod stream;
 
+pub use address::to_python as address_to_python;
 pub use base::Transport;
 pub use data::Data;
 pub use datagram::DatagramTransport;
