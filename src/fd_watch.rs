@@ -330,7 +330,11 @@ fn put(
 ) -> PyResult<()> {
     let (py, this) = (slf.py(), slf.get());
     let flusher = flusher(slf, fd, side)?;
-    let replaced = this.with_reactor(py, |reactor| register(reactor, fd, side, registrant, file, flusher))??;
+    end(py, this.with_reactor(py, |reactor| register(reactor, fd, side, registrant, file, flusher))??)
+}
+
+/// Ends what had been registered in the place of something new.
+fn end(py: Python<'_>, replaced: Replaced) -> PyResult<()> {
     match replaced {
         Replaced::Registrant(old, garbage) => {
             drop(garbage);
@@ -446,8 +450,22 @@ pub fn wait_for(
     side: Side,
     waiter: &Bound<'_, Waiter>,
 ) -> PyResult<()> {
-    ensure_free(slf, check_fileno(number)?, || number.to_string())?;
-    put(slf, number, side, Registrant::Waiter(waiter.clone().unbind()), None)
+    let number = check_fileno(number)?;
+    let py = slf.py();
+    let registrant = Registrant::Waiter(waiter.clone().unbind());
+    let replaced = slf.get().with_reactor(py, |reactor| {
+        match reactor.key_of(number).and_then(|key| reactor.owner(key)) {
+            Some(Owner::Transport(_)) => Err(registrant),
+            _ => Ok(register(reactor, number, side, registrant, None, None)),
+        }
+    })?;
+    match replaced {
+        Ok(replaced) => end(py, replaced?),
+        Err(registrant) => {
+            ensure_free(slf, number, || number.to_string())?;
+            put(slf, number, side, registrant, None)
+        }
+    }
 }
 
 /// Ends what `wait_for` began, if it has not ended, and nobody has taken the place.

@@ -8,7 +8,6 @@
 //! So a registration is named by a [`Key`], a slot and a generation, and an event whose generation is over is
 //! dropped. The kernel's word on what is registered (ENOENT, EEXIST) is taken as an answer, never as a fault.
 
-use std::collections::HashMap;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
@@ -131,11 +130,31 @@ struct Source<T> {
     owner: T,
 }
 
+/// The registration of each descriptor: the kernel gives out the smallest number that is free, so the numbers are few
+/// and an array is the shortest way.
+#[derive(Default)]
+struct ByFd(Vec<Option<Key>>);
+
+impl ByFd {
+    fn get(&self, fd: RawFd) -> Option<Key> {
+        usize::try_from(fd).ok().and_then(|fd| self.0.get(fd).copied().flatten())
+    }
+
+    /// Only for a descriptor that the kernel knows.
+    fn replace(&mut self, fd: RawFd, key: Option<Key>) -> Option<Key> {
+        let fd = usize::try_from(fd).ok()?;
+        if fd >= self.0.len() {
+            self.0.resize(fd + 1, None);
+        }
+        std::mem::replace(&mut self.0[fd], key)
+    }
+}
+
 /// The registered sources, each with an owner of type `T`. The loop's thread alone uses it.
 pub struct Reactor<T> {
     registry: Registry,
     sources: Slab<Source<T>>,
-    by_fd: HashMap<RawFd, Key>,
+    by_fd: ByFd,
     next_generation: u32,
 }
 
@@ -145,7 +164,7 @@ impl<T> Reactor<T> {
     pub fn new() -> sys::Result<(Self, Poller)> {
         let poll = Poll::new()?;
         let registry = poll.registry().try_clone()?;
-        let reactor = Reactor { registry, sources: Slab::new(), by_fd: HashMap::new(), next_generation: 0 };
+        let reactor = Reactor { registry, sources: Slab::new(), by_fd: ByFd::default(), next_generation: 0 };
         Ok((reactor, Poller { poll, events: Events::with_capacity(EVENTS_PER_POLL) }))
     }
 
@@ -191,7 +210,7 @@ impl<T> Reactor<T> {
         // One generation is never given out: the waker's token has it.
         self.next_generation = if generation + 1 == u32::MAX { 0 } else { generation + 1 };
         self.sources.insert(Source { generation, fd, trigger, direction, ready: Readiness::NONE, owner });
-        let stale = self.by_fd.insert(fd, key).and_then(|old| self.forget(old));
+        let stale = self.by_fd.replace(fd, Some(key)).and_then(|old| self.forget(old));
         Ok((key, stale))
     }
 
@@ -218,7 +237,7 @@ impl<T> Reactor<T> {
     /// Stops watching. The kernel may have forgotten the descriptor already, if the user closed it.
     pub fn deregister(&mut self, key: Key) -> Option<T> {
         let fd = self.get_source(key)?.fd;
-        if self.by_fd.get(&fd) == Some(&key) {
+        if self.by_fd.get(fd) == Some(key) {
             let _gone_already = self.registry.deregister(&mut SourceFd(&fd));
         }
         self.forget(key)
@@ -229,14 +248,14 @@ impl<T> Reactor<T> {
     pub fn forget(&mut self, key: Key) -> Option<T> {
         self.get_source(key)?;
         let source = self.sources.remove(key.slot as usize);
-        if self.by_fd.get(&source.fd) == Some(&key) {
-            self.by_fd.remove(&source.fd);
+        if self.by_fd.get(source.fd) == Some(key) {
+            self.by_fd.replace(source.fd, None);
         }
         Some(source.owner)
     }
 
     pub fn key_of(&self, fd: RawFd) -> Option<Key> {
-        self.by_fd.get(&fd).copied()
+        self.by_fd.get(fd)
     }
 
     pub fn keys(&self) -> impl Iterator<Item = Key> {
@@ -280,7 +299,7 @@ impl<T> Reactor<T> {
 
     /// Lets go of every source and hands the owners back, to be dropped where Python code may run.
     pub fn take_all(&mut self) -> Vec<T> {
-        self.by_fd.clear();
+        self.by_fd = ByFd::default();
         self.sources.drain().map(|source| source.owner).collect()
     }
 

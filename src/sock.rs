@@ -166,11 +166,15 @@ fn once<'py>(
 impl Awaitable for SocketOperation {
     fn step<'py>(slf: &Bound<'py, Self>) -> PyResult<Step<'py>> {
         let (py, this) = (slf.py(), slf.get());
-        let outcome = this.begin(py).and_then(|()| match this.attempt(py) {
-            Ok(None) => this.wait(py).map(Step::Wait),
-            Ok(Some(result)) => Ok(Step::Done(result)),
-            Err(error) if would_block(py, &error) => this.wait(py).map(Step::Wait),
-            Err(error) => Err(error),
+        let outcome = this.begin(py).and_then(|()| {
+            // Of another class it is asked when it has to be: it may be no socket at all.
+            let fd = if this.plain { Some(this.fileno(py)?) } else { None };
+            match this.attempt(py, fd) {
+                Ok(None) => this.wait(py, fd).map(Step::Wait),
+                Ok(Some(result)) => Ok(Step::Done(result)),
+                Err(error) if would_block(py, &error) => this.wait(py, fd).map(Step::Wait),
+                Err(error) => Err(error),
+            }
         });
         if !matches!(outcome, Ok(Step::Wait(_))) {
             this.finish(py)?;
@@ -208,8 +212,8 @@ impl SocketOperation {
         Ok(())
     }
 
-    /// Tries the call. None, like an error that says so: it would block.
-    fn attempt<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    /// Tries the call. None, like an error that says so: it would block. `fd`: of a plain socket.
+    fn attempt<'py>(&self, py: Python<'py>, fd: Option<RawFd>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let next = match &self.state.borrow_mut(py).work {
             Work::Receive { size } => Next::Receive(*size),
             Work::ReceiveInto { buffer } => Next::ReceiveInto(buffer.bind(py).clone()),
@@ -218,15 +222,15 @@ impl SocketOperation {
             Work::SendAll { data, sent } => Next::Send(data.bind(py).clone(), *sent),
         };
         match next {
-            Next::Receive(size) => self.receive(py, size),
-            Next::ReceiveInto(buffer) => self.receive_into(&buffer),
+            Next::Receive(size) => self.receive(py, fd, size),
+            Next::ReceiveInto(buffer) => self.receive_into(fd, &buffer),
             Next::Call(method, args) => self.socket.bind(py).call_method1(method, args).map(Some),
             Next::Accept => {
                 let accepted = self.socket.bind(py).call_method0(intern!(py, "accept"))?;
                 accepted.get_item(0)?.call_method1(intern!(py, "setblocking"), (false,))?;
                 Ok(Some(accepted))
             }
-            Next::Send(data, sent) => self.send_all(py, data, sent),
+            Next::Send(data, sent) => self.send_all(py, fd, data, sent),
         }
     }
 
@@ -235,8 +239,13 @@ impl SocketOperation {
     }
 
     /// `socket.recv`, past the socket object: no BlockingIOError is made only to be thrown away.
-    fn receive<'py>(&self, py: Python<'py>, size: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let fd = self.fileno(py)?;
+    fn receive<'py>(
+        &self,
+        py: Python<'py>,
+        fd: Option<RawFd>,
+        size: usize,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let fd = fd.unwrap_or(-1);
         let received: sys::Result<_> = self.event_loop.get().with_read_buffer(py, |buffer| {
             let received = sys::recv(fd, &mut buffer[..size])?;
             // SAFETY: the kernel has written `received` bytes to the front of the buffer.
@@ -247,11 +256,17 @@ impl SocketOperation {
     }
 
     /// `socket.recv_into`.
-    fn receive_into<'py>(&self, buffer: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    fn receive_into<'py>(
+        &self,
+        fd: Option<RawFd>,
+        buffer: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = buffer.py();
-        let fd = self.fileno(py)?;
-        let view = match PyUntypedBuffer::get(buffer) {
-            Ok(view) if self.plain && !view.readonly() && view.is_c_contiguous() && view.len_bytes() > 0 => view,
+        let fits = |view: &PyUntypedBuffer| {
+            !view.readonly() && view.is_c_contiguous() && view.len_bytes() > 0
+        };
+        let (fd, view) = match (fd, PyUntypedBuffer::get(buffer)) {
+            (Some(fd), Ok(view)) if fits(&view) => (fd, view),
             // Of any other class, or with an argument that only the socket's own method can refuse.
             _ => return self.socket.bind(py).call_method1(intern!(py, "recv_into"), (buffer,)).map(Some),
         };
@@ -272,13 +287,13 @@ impl SocketOperation {
     fn send_all<'py>(
         &self,
         py: Python<'py>,
+        fd: Option<RawFd>,
         mut data: Bound<'py, PyAny>,
         mut sent: usize,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         loop {
-            let (now, total) = match (self.plain, Data::new(&data)) {
-                (true, Ok(bytes)) => {
-                    let fd = self.fileno(py)?;
+            let (now, total) = match (fd, Data::new(&data)) {
+                (Some(fd), Ok(bytes)) => {
                     let bytes = bytes.as_slice();
                     // It may have shrunk, if its owner did not keep to the rules of buffers.
                     let rest = bytes.get(sent..).unwrap_or_default();
@@ -311,9 +326,12 @@ impl SocketOperation {
         }
     }
 
-    fn wait<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    fn wait<'py>(&self, py: Python<'py>, fd: Option<RawFd>) -> PyResult<Bound<'py, PyAny>> {
         let event_loop = self.event_loop.bind(py);
-        let fd = self.fileno(py)?;
+        let fd = match fd {
+            Some(fd) => fd,
+            None => self.fileno(py)?,
+        };
         let waiter = Waiter::new(event_loop)?;
         fd_watch::wait_for(event_loop, fd, self.side, &waiter)?;
         let phase = Phase::Waiting { fd, waiter: waiter.clone().unbind() };

@@ -231,7 +231,7 @@ impl SocketAddress {
     }
 
     /// The bytes that count.
-    fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         let length = (self.length as usize).min(mem::size_of::<libc::sockaddr_storage>());
         // SAFETY: the storage is initialised throughout, and `length` stays within it.
         unsafe { std::slice::from_raw_parts((&raw const self.storage).cast(), length) }

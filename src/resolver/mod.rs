@@ -220,7 +220,7 @@ impl EventLoop {
     }
 }
 
-/// In debug mode asyncio logs look-ups, and one that set an executor of his own wants them there.
+/// In debug mode asyncio logs look-ups, and who has set an executor of his own wants them there.
 fn may_answer(slf: &Bound<'_, EventLoop>) -> PyResult<bool> {
     let (py, this) = (slf.py(), slf.get());
     if this.is_debug(py) || this.check_open(py).is_err() {
@@ -232,5 +232,6 @@ fn may_answer(slf: &Bound<'_, EventLoop>) -> PyResult<bool> {
     };
     let executor = slf.getattr(intern!(py, "_default_executor")).or_else(missing)?;
     let shut = slf.getattr(intern!(py, "_executor_shutdown_called")).or_else(missing)?;
-    Ok(executor.is_none() && !shut.is_truthy()?)
+    let is_ours = executor.is_none() || executor.get_type().module()?.to_str()?.starts_with("mioloop.");
+    Ok(is_ours && !shut.is_truthy()?)
 }

@@ -10,6 +10,7 @@ mod datagram;
 mod flow;
 mod lifecycle;
 mod listener;
+mod peers;
 mod protocol;
 mod socket;
 mod stream;
