@@ -469,7 +469,12 @@ pub fn wait_for(
 }
 
 /// Ends what `wait_for` began, if it has not ended, and nobody has taken the place.
-pub fn stop_waiting(slf: &Bound<'_, EventLoop>, fd: RawFd, side: Side, waiter: &Bound<'_, Waiter>) -> PyResult<()> {
+pub fn stop_waiting(
+    slf: &Bound<'_, EventLoop>,
+    fd: RawFd,
+    side: Side,
+    waiter: &Bound<'_, Waiter>,
+) -> PyResult<()> {
     let (py, this) = (slf.py(), slf.get());
     if this.check_open(py).is_err() {
         return Ok(());

@@ -33,9 +33,9 @@ mod _core {
     #[pymodule_export]
     use crate::sock::SocketOperation;
     #[pymodule_export]
-    use crate::waiter::Waiter;
-    #[pymodule_export]
     use crate::transport::{DatagramTransport, Listener, StreamTransport, Transport};
+    #[pymodule_export]
+    use crate::waiter::Waiter;
 
     #[pymodule_init]
     fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {

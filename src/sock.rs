@@ -245,6 +245,7 @@ impl SocketOperation {
         fd: Option<RawFd>,
         size: usize,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        // Only of a plain socket is it asked; -1 is nobody's.
         let fd = fd.unwrap_or(-1);
         let received: sys::Result<_> = self.event_loop.get().with_read_buffer(py, |buffer| {
             let received = sys::recv(fd, &mut buffer[..size])?;
@@ -262,9 +263,8 @@ impl SocketOperation {
         buffer: &Bound<'py, PyAny>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = buffer.py();
-        let fits = |view: &PyUntypedBuffer| {
-            !view.readonly() && view.is_c_contiguous() && view.len_bytes() > 0
-        };
+        let fits =
+            |view: &PyUntypedBuffer| !view.readonly() && view.is_c_contiguous() && view.len_bytes() > 0;
         let (fd, view) = match (fd, PyUntypedBuffer::get(buffer)) {
             (Some(fd), Ok(view)) if fits(&view) => (fd, view),
             // Of any other class, or with an argument that only the socket's own method can refuse.

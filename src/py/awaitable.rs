@@ -38,7 +38,10 @@ pub trait Awaitable: PyClass {
 }
 
 /// A step as Python's iterators have it.
-pub fn iterate<'py, T: Awaitable>(slf: &Bound<'py, T>, value: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+pub fn iterate<'py, T: Awaitable>(
+    slf: &Bound<'py, T>,
+    value: &Bound<'_, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
     match T::send(slf, value)? {
         Step::Wait(future) => Ok(future),
         Step::Done(result) => Err(PyStopIteration::new_err((result.unbind(),))),
@@ -105,8 +108,8 @@ pub fn install_send<T: Awaitable>(py: Python<'_>) -> PyResult<()> {
     let class = py.get_type::<T>();
     let class = class.as_type_ptr();
     // SAFETY: attached. A class that pyo3 makes is a heap type, whose `tp_as_async` points into the type object itself,
-    // for as long as that lives. Nobody has an instance yet, and no subclass can have copied the slots: `T` has none
-    // but Python subclasses, which come later. `PyType_Modified` makes the interpreter forget what it has cached.
+    // for as long as that lives. The module is being made, so there are neither instances nor subclasses yet that could
+    // have copied the slots. `PyType_Modified` makes the interpreter forget what it has cached of the class.
     unsafe {
         let Some(methods) = (*class).tp_as_async.as_mut() else {
             return Err(PyRuntimeError::new_err("a class without __await__"));

@@ -6,7 +6,7 @@ mod call;
 mod cell;
 
 pub use asyncio::{Asyncio, is_fatal, would_block};
-pub use awaitable::{Awaitable, Step, install_send, iterate, thrown};
 pub(crate) use awaitable::coroutine_methods;
+pub use awaitable::{Awaitable, Step, install_send, iterate, thrown};
 pub use call::{copy_current_context, in_context};
 pub use cell::AttachedCell;

@@ -21,7 +21,8 @@ fn outcome(py: Python<'_>, result: c_int) -> PyResult<()> {
 
 pub fn getaddrinfo(host: &Bound<'_, PyAny>, port: &Bound<'_, PyAny>, hints: Hints) -> PyResult<()> {
     const EVENT: &CStr = c"socket.getaddrinfo";
-    let (host_pointer, port_pointer): (*mut ffi::PyObject, *mut ffi::PyObject) = (host.as_ptr(), port.as_ptr());
+    let (host_pointer, port_pointer): (*mut ffi::PyObject, *mut ffi::PyObject) =
+        (host.as_ptr(), port.as_ptr());
     // SAFETY: attached; the format asks for two objects and three ints, which is what follows.
     let result = unsafe {
         PySys_Audit(

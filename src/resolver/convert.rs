@@ -6,8 +6,8 @@ use pyo3::types::{PyList, PyString, PyTuple};
 
 use super::Standard;
 use super::request::Answer;
-use crate::sys::names::{AddressInfo, NameError, describe};
 use crate::sys;
+use crate::sys::names::{AddressInfo, NameError, describe};
 use crate::transport::address_to_python;
 
 pub fn to_python(py: Python<'_>, answer: Answer) -> PyResult<Bound<'_, PyAny>> {

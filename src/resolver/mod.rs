@@ -15,6 +15,7 @@ mod threads;
 
 use std::ffi::c_int;
 
+use pyo3::Borrowed;
 use pyo3::exceptions::{PyAttributeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -89,9 +90,7 @@ impl Standard {
     /// An address family or a kind of socket as the standard library's enumeration, or the number if that has none.
     fn constant<'py>(&self, py: Python<'py>, class: &Py<PyAny>, value: c_int) -> PyResult<Bound<'py, PyAny>> {
         match class.bind(py).call1((value,)) {
-            Err(error) if error.is_instance_of::<PyValueError>(py) => {
-                Ok(value.into_pyobject(py)?.into_any())
-            }
+            Err(error) if error.is_instance_of::<PyValueError>(py) => Ok(value.into_pyobject(py)?.into_any()),
             constant => constant,
         }
     }
@@ -137,8 +136,8 @@ impl Standard {
 /// A function of the module that was defined in it: one that was put there later has other globals.
 fn own_function(module: &Bound<'_, PyModule>, name: &str) -> PyResult<Option<Py<PyAny>>> {
     let function = module.getattr(name)?;
-    let own = function.is_exact_instance_of::<PyFunction>()
-        && function.getattr("__globals__")?.is(module.dict());
+    let own =
+        function.is_exact_instance_of::<PyFunction>() && function.getattr("__globals__")?.is(module.dict());
     Ok(own.then(|| function.unbind()))
 }
 
@@ -153,25 +152,24 @@ impl EventLoop {
     /// Looks a host and a service up. Returns what `socket.getaddrinfo` does.
     ///
     /// An address in digits is answered at once. Raises `socket.gaierror`. As `asyncio.loop.getaddrinfo`.
-    #[pyo3(signature = (host, port, *, family=None, r#type=None, proto=None, flags=None))]
+    #[pyo3(
+        signature = (host, port, *, family=Number::Zero, r#type=Number::Zero, proto=Number::Zero, flags=Number::Zero),
+        text_signature = "($self, host, port, *, family=0, type=0, proto=0, flags=0)"
+    )]
     fn getaddrinfo<'py>(
         slf: &Bound<'py, Self>,
         host: &Bound<'py, PyAny>,
         port: &Bound<'py, PyAny>,
-        family: Option<&Bound<'py, PyAny>>,
-        r#type: Option<&Bound<'py, PyAny>>,
-        proto: Option<&Bound<'py, PyAny>>,
-        flags: Option<&Bound<'py, PyAny>>,
+        family: Number<'py>,
+        r#type: Number<'py>,
+        proto: Number<'py>,
+        flags: Number<'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let standard = Standard::get(py)?;
         if may_answer(slf)? && standard.getaddrinfo_is_original(py)? {
-            let number = |value: Option<&Bound<'py, PyAny>>| match value {
-                None => Some(0),
-                Some(value) => value.extract::<c_int>().ok(),
-            };
             if let (Some(family), Some(kind), Some(protocol), Some(flags)) =
-                (number(family), number(r#type), number(proto), number(flags))
+                (family.value(), r#type.value(), proto.value(), flags.value())
             {
                 let hints = Hints { family, kind, protocol, flags };
                 if let Some(lookup) = Lookup::of_host(slf, host, port, hints)? {
@@ -180,9 +178,8 @@ impl EventLoop {
             }
         }
         let options = PyDict::new(py);
-        let given = [("family", family), ("type", r#type), ("proto", proto), ("flags", flags)];
-        for (name, value) in given {
-            if let Some(value) = value {
+        for (name, value) in [("family", family), ("type", r#type), ("proto", proto), ("flags", flags)] {
+            if let Number::Given(value) = value {
                 options.set_item(name, value)?;
             }
         }
@@ -193,20 +190,16 @@ impl EventLoop {
     /// Looks the names of an address up. Returns what `socket.getnameinfo` does.
     ///
     /// Raises `socket.gaierror`. As `asyncio.loop.getnameinfo`.
-    #[pyo3(signature = (sockaddr, flags=None))]
+    #[pyo3(signature = (sockaddr, flags=Number::Zero), text_signature = "($self, sockaddr, flags=0)")]
     fn getnameinfo<'py>(
         slf: &Bound<'py, Self>,
         sockaddr: &Bound<'py, PyAny>,
-        flags: Option<&Bound<'py, PyAny>>,
+        flags: Number<'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let standard = Standard::get(py)?;
         if may_answer(slf)? && standard.getnameinfo_is_original(py)? {
-            let flags = match flags {
-                None => Some(0),
-                Some(flags) => flags.extract::<c_int>().ok(),
-            };
-            if let (Ok(address), Some(flags)) = (sockaddr.cast_exact::<PyTuple>(), flags) {
+            if let (Ok(address), Some(flags)) = (sockaddr.cast_exact::<PyTuple>(), flags.value()) {
                 if let Some(lookup) = Lookup::of_address(slf, address, flags)? {
                     return Ok(lookup.into_any());
                 }
@@ -214,8 +207,31 @@ impl EventLoop {
         }
         let general = standard.base_loop.bind(py).getattr(intern!(py, "getnameinfo"))?;
         match flags {
-            Some(flags) => general.call1((slf, sockaddr, flags)),
-            None => general.call1((slf, sockaddr)),
+            Number::Given(flags) => general.call1((slf, sockaddr, flags)),
+            Number::Zero => general.call1((slf, sockaddr)),
+        }
+    }
+}
+
+/// An argument that is a number, unless the standard library has to say what is wrong with it.
+enum Number<'py> {
+    Zero,
+    Given(Bound<'py, PyAny>),
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Number<'py> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Number::Given(object.to_owned()))
+    }
+}
+
+impl Number<'_> {
+    fn value(&self) -> Option<c_int> {
+        match self {
+            Number::Zero => Some(0),
+            Number::Given(value) => value.extract().ok(),
         }
     }
 }

@@ -10,12 +10,13 @@ use crate::sys::SocketAddress;
 use crate::sys::names::{self, AddressInfo, Hints, NameError};
 
 /// With these alone the C library asks nobody about an address in digits.
-const NUMERIC_FLAGS: c_int = libc::AI_PASSIVE | libc::AI_CANONNAME | libc::AI_NUMERICHOST | libc::AI_NUMERICSERV;
+const NUMERIC_FLAGS: c_int =
+    libc::AI_PASSIVE | libc::AI_CANONNAME | libc::AI_NUMERICHOST | libc::AI_NUMERICSERV;
 
-// Missing in the libc crate for some platforms.
-#[cfg(any(target_os = "linux", target_os = "android"))]
+// NI_NUMERICHOST and NI_NUMERICSERV, which the libc crate lacks for some platforms.
+#[cfg(target_os = "linux")]
 const NUMERIC_NAMES: c_int = 1 | 2;
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
+#[cfg(not(target_os = "linux"))]
 const NUMERIC_NAMES: c_int = 2 | 8;
 
 pub enum Request {
@@ -68,11 +69,11 @@ fn is_address(host: &str, family: c_int) -> bool {
 struct Odd;
 
 /// A host and a port as `socket.getaddrinfo` takes them. None: only the standard library knows what to make of them.
-pub fn of_host(
-    host: &Bound<'_, PyAny>,
-    port: &Bound<'_, PyAny>,
-    hints: Hints,
-) -> Option<Request> {
+pub fn of_host(host: &Bound<'_, PyAny>, port: &Bound<'_, PyAny>, hints: Hints) -> Option<Request> {
+    // macOS does not take "0" for a number, which the standard library knows.
+    if cfg!(target_os = "macos") && hints.flags & libc::AI_NUMERICSERV != 0 {
+        return None;
+    }
     let service = service(port).ok()?;
     let host = host_name(host).ok()?;
     Some(Request::Addresses { host, service, hints })
@@ -93,15 +94,10 @@ fn host_name(host: &Bound<'_, PyAny>) -> Result<Option<CString>, Odd> {
         let last_fits = labels.next().is_none_or(|label| label.len() < 64);
         last_fits && labels.all(|label| (1..64).contains(&label.len()))
     };
-    match text.is_ascii() && (text.is_empty() || labels_fit()) {
-        true => CString::new(text).map(Some).map_err(|_| Odd),
-        false => encode(text, host),
+    if text.is_ascii() && labels_fit() {
+        return CString::new(text).map(Some).map_err(|_| Odd);
     }
-}
-
-/// Other names need the codec; what it refuses, the standard library refuses in its own words.
-fn encode(text: &str, host: &Bound<'_, PyAny>) -> Result<Option<CString>, Odd> {
-    let _known = text;
+    // Other names need the codec; what it refuses, the standard library refuses in its own words.
     let encoded = host.call_method1("encode", ("idna",)).map_err(|_| Odd)?;
     let encoded = encoded.cast_exact::<PyBytes>().map_err(|_| Odd)?;
     CString::new(encoded.as_bytes()).map(Some).map_err(|_| Odd)
@@ -112,10 +108,6 @@ fn service(port: &Bound<'_, PyAny>) -> Result<Option<CString>, Odd> {
         return Ok(None);
     } else if let Ok(number) = port.cast_exact::<PyInt>() {
         let number: u16 = number.extract().map_err(|_| Odd)?;
-        // macOS does not take "0" for a number.
-        if cfg!(target_os = "macos") && number == 0 {
-            return Err(Odd);
-        }
         number.to_string().into_bytes()
     } else if let Ok(text) = port.cast_exact::<PyString>() {
         text.to_str().map_err(|_| Odd)?.as_bytes().to_owned()

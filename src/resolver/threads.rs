@@ -59,8 +59,7 @@ impl Threads {
         other.set_nonblocking(true)?;
         let other_end = other.as_raw_fd();
         let outbox = Outbox { answers: Vec::new(), signal: Some(other) };
-        let shared =
-            Shared { queue: Mutex::default(), work: Condvar::new(), outbox: Mutex::new(outbox) };
+        let shared = Shared { queue: Mutex::default(), work: Condvar::new(), outbox: Mutex::new(outbox) };
         let processors = thread::available_parallelism().map_or(1, usize::from);
         Ok(Threads { shared: Arc::new(shared), most: (processors + 4).min(32), signal, other_end })
     }
@@ -166,8 +165,7 @@ impl Shared {
                 return Some(job);
             }
             queue.idle += 1;
-            let (guard, waited) =
-                self.work.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
+            let (guard, waited) = self.work.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
             queue = guard;
             queue.idle -= 1;
             if waited.timed_out() && queue.jobs.is_empty() {

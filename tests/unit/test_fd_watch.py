@@ -567,7 +567,12 @@ def test_a_closing_transports_number_can_be_watched_and_it_sends_what_is_left(
         transport.close()
         log: list[bytes] = []
         fd = left.fileno()
-        loop.add_reader(fd, lambda: (log.append(os.read(fd, 100)), loop.remove_reader(fd)))
+
+        def read() -> None:
+            log.append(os.read(fd, 100))
+            loop.remove_reader(fd)
+
+        loop.add_reader(fd, read)
         right.send(b"for the reader")
         await until(lambda: log)
         assert loop.remove_reader(fd) is False

@@ -36,6 +36,10 @@ async def wait_once(loop: asyncio.AbstractEventLoop, left: socket.socket, right:
     assert await task == b"x"
 
 
+def read_into(sock: socket.socket, log: list[bytes], size: int) -> None:
+    log.append(sock.recv(size))
+
+
 def test_many_waits_on_one_socket(loop: asyncio.AbstractEventLoop, pair: Pair) -> None:
     async def main() -> None:
         for _ in range(100):
@@ -68,7 +72,7 @@ def test_a_callback_after_a_wait(loop: asyncio.AbstractEventLoop, pair: Pair, ad
             assert loop.remove_reader(left) is False
             log: list[bytes] = []
             if added == "reader":
-                loop.add_reader(left, lambda log=log: log.append(left.recv(1)))
+                loop.add_reader(left, read_into, left, log, 1)
                 right.send(b"ab")
                 await until(lambda log=log: log == [b"a", b"b"])
                 assert loop.remove_reader(left) is True
@@ -186,7 +190,7 @@ def test_another_file_gets_the_number(loop: asyncio.AbstractEventLoop, pair: Pai
                 await wait_once(loop, new, far)
             elif then == "add_reader":
                 log: list[bytes] = []
-                loop.add_reader(new, lambda new=new, log=log: log.append(new.recv(10)))
+                loop.add_reader(new, read_into, new, log, 10)
                 await settle()
                 assert log == []
                 far.send(b"new")
@@ -258,9 +262,7 @@ def test_a_second_operation_takes_the_place(loop: asyncio.AbstractEventLoop, pai
     run(loop, main())
 
 
-def test_a_waited_for_socket_is_nobodys_but_the_programs(
-    loop: asyncio.AbstractEventLoop, pair: Pair
-) -> None:
+def test_a_waited_for_socket_is_nobodys_but_the_programs(loop: asyncio.AbstractEventLoop, pair: Pair) -> None:
     left, right = socketpair()
     known = weakref.ref(left)
 
@@ -283,7 +285,7 @@ def test_a_loop_that_is_closed_with_a_wait(loop: asyncio.AbstractEventLoop, pair
 
 
 def test_what_an_operation_is(loop: asyncio.AbstractEventLoop, pair: Pair) -> None:
-    left, right = pair
+    left, _ = pair
 
     async def main() -> None:
         operation: Any = loop.sock_recv(left, 10)
@@ -305,9 +307,7 @@ def test_what_an_operation_is(loop: asyncio.AbstractEventLoop, pair: Pair) -> No
 
 
 @pytest.mark.parametrize("cancel", [False, True])
-def test_what_a_task_waits_for_is_a_future(
-    loop: asyncio.AbstractEventLoop, pair: Pair, cancel: bool
-) -> None:
+def test_what_a_task_waits_for_is_a_future(loop: asyncio.AbstractEventLoop, pair: Pair, cancel: bool) -> None:
     left, right = pair
 
     async def main() -> None:
