@@ -459,9 +459,9 @@ def test_a_closed_loop_keeps_no_descriptor_of_its_look_ups(
     assert open_files() == before
 
 
-@pytest.mark.parametrize("way", ["os.fork()", "multiprocessing"])
+@pytest.mark.normal_mode
 def test_a_forked_child_has_look_ups_of_its_own(
-    loop_factory: Callable[[], asyncio.AbstractEventLoop], way: str
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
     """In a process that has one thread of Python's at the time: the look-ups' are none."""
     script = import_line(loop_factory) + (
@@ -485,8 +485,6 @@ def test_a_forked_child_has_look_ups_of_its_own(
         "assert loop.run_until_complete(loop.getaddrinfo('localhost', 80))\n"
         "print('fine')\n"
     )
-    if way == "multiprocessing":
-        script = script.replace("os.fork()", "__import__('multiprocessing.popen_fork').popen_fork.os.fork()")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
     assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
 
