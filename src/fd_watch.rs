@@ -1,4 +1,9 @@
-//! `add_reader`, `add_writer` and their opposites: level-triggered callbacks on the user's own descriptors.
+//! `add_reader`, `add_writer` and their opposites: callbacks on the user's own descriptors; and the waits of `sock_*`.
+//!
+//! Callbacks are level-triggered, as users rely on. A wait is over with its first event, so a descriptor that is only
+//! waited for is registered to tell once. When the wait is over that registration is kept, silent: the next wait
+//! arms it anew, which is one system call instead of the two for a registration of its own. Arming asks the
+//! kernel, as every new callback does, so a number that is another file's by now is found out.
 
 use std::os::fd::RawFd;
 
@@ -6,59 +11,58 @@ use pyo3::exceptions::{PyAttributeError, PyRuntimeError, PyTypeError, PyValueErr
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyInt, PyTuple};
 
 use crate::event_loop::{EventLoop, Owner, cancel_stale};
 use crate::handle::Handle;
-use crate::py::{Asyncio, copy_current_context};
+use crate::py::copy_current_context;
 use crate::reactor::{Direction, Key, Reactor, Readiness, Trigger};
 use crate::sys;
+use crate::transport::Transport;
+use crate::waiter::Waiter;
 
-/// The callbacks of one descriptor. At least one is there.
+/// Who is to hear of a descriptor. With nobody on either side it is a registration that is kept for the next wait.
+#[derive(Default)]
 pub struct FdWatch {
-    reader: Option<Py<Handle>>,
-    writer: Option<Py<Handle>>,
+    reader: Option<Registrant>,
+    writer: Option<Registrant>,
+    /// The file object that was registered first. Kept, as asyncio's selectors do: it stays open until it is removed,
+    /// and when the program closes it, it can still be removed by what it was added by.
+    file: Option<Py<PyAny>>,
+}
+
+enum Registrant {
+    Callback(Py<Handle>),
+    Waiter(Py<Waiter>),
 }
 
 /// Which of the two.
-#[derive(Clone, Copy)]
-enum Side {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
     Reader,
     Writer,
 }
 
-impl Side {
-    fn of_waiter(writes: bool) -> Side {
-        if writes { Side::Writer } else { Side::Reader }
-    }
-}
-
 impl FdWatch {
-    /// What an event calls, the reader first.
-    pub fn ready_handles(&self, py: Python<'_>, readiness: Readiness) -> impl Iterator<Item = Py<Handle>> {
-        let pick = |ready: bool, handle: &Option<Py<Handle>>| {
-            handle.as_ref().filter(|_| ready).map(|handle| handle.clone_ref(py))
-        };
-        let reader = pick(readiness.readable, &self.reader);
-        let writer = pick(readiness.writable, &self.writer);
-        reader.into_iter().chain(writer)
-    }
-
-    /// A handle that was cancelled, and not removed: it would be reported for ever, and never run.
-    pub fn has_cancelled(&self, py: Python<'_>) -> bool {
-        [&self.reader, &self.writer].into_iter().flatten().any(|handle| handle.get().is_cancelled(py))
-    }
-
-    pub fn into_handles(self) -> impl Iterator<Item = Py<Handle>> {
-        self.reader.into_iter().chain(self.writer)
-    }
-
     pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.reader)?;
-        visit.call(&self.writer)
+        for registrant in [&self.reader, &self.writer].into_iter().flatten() {
+            match registrant {
+                Registrant::Callback(handle) => visit.call(handle)?,
+                Registrant::Waiter(waiter) => visit.call(waiter)?,
+            }
+        }
+        visit.call(&self.file)
     }
 
-    fn side(&mut self, side: Side) -> &mut Option<Py<Handle>> {
+    /// Tells the callbacks that they will never run.
+    pub fn cancel(self, py: Python<'_>) -> PyResult<()> {
+        for registrant in [self.reader, self.writer].into_iter().flatten() {
+            cancel(py, registrant)?;
+        }
+        Ok(())
+    }
+
+    fn side(&mut self, side: Side) -> &mut Option<Registrant> {
         match side {
             Side::Reader => &mut self.reader,
             Side::Writer => &mut self.writer,
@@ -67,6 +71,80 @@ impl FdWatch {
 
     fn direction(&self) -> Option<Direction> {
         Direction::new(self.reader.is_some(), self.writer.is_some())
+    }
+
+    /// Level-triggered as soon as there is a callback.
+    fn trigger(&self) -> Trigger {
+        match (&self.reader, &self.writer) {
+            (Some(Registrant::Callback(_)), _) | (_, Some(Registrant::Callback(_))) => Trigger::Level,
+            _ => Trigger::Once,
+        }
+    }
+}
+
+/// Ends what had been registered. A wait that is pushed out ends with its task, if it is cancelled: as in asyncio.
+fn cancel(py: Python<'_>, registrant: Registrant) -> PyResult<()> {
+    match registrant {
+        Registrant::Callback(handle) => handle.call_method0(py, intern!(py, "cancel")).map(drop),
+        Registrant::Waiter(_) => Ok(()),
+    }
+}
+
+/// What an event leaves over, to be dropped outside the borrow of the reactor: that may run Python code.
+#[derive(Default)]
+pub struct Garbage(Vec<Registrant>, Vec<Owner>);
+
+/// A watched descriptor is ready: hands what is to run to `queue`, the reader first. The handles are queued, not the
+/// source, so that to cancel them until they run is enough.
+pub fn on_event(
+    py: Python<'_>,
+    reactor: &mut Reactor<Owner>,
+    key: Key,
+    readiness: Readiness,
+    garbage: &mut Garbage,
+    mut queue: impl FnMut(Py<Handle>),
+) {
+    let Some(Owner::Watch(watch)) = reactor.owner_mut(key) else { return };
+    let was = (watch.trigger(), watch.direction());
+    for (side, ready) in [(Side::Reader, readiness.readable), (Side::Writer, readiness.writable)] {
+        let over = match watch.side(side) {
+            // Cancelled, and not removed: it would be reported for ever, and never run.
+            Some(Registrant::Callback(handle)) if handle.get().is_cancelled(py) => true,
+            Some(Registrant::Callback(handle)) => {
+                if ready {
+                    queue(handle.clone_ref(py));
+                }
+                false
+            }
+            Some(Registrant::Waiter(waiter)) if ready => {
+                waiter.get().fire(py).into_iter().for_each(&mut queue);
+                true
+            }
+            Some(Registrant::Waiter(_)) | None => false,
+        };
+        if over {
+            garbage.0.extend(watch.side(side).take());
+        }
+    }
+    // A registration that tells once has fallen silent; the other side may still wait.
+    let now = (watch.trigger(), watch.direction());
+    if was.0 == Trigger::Once || was != now {
+        garbage.1.extend(settle(reactor, key, was.0));
+    }
+}
+
+/// Makes the registration what the watch needs, now that one has left it. It fails if the file was closed meanwhile;
+/// then there is nothing to take back, and the other side stays for its owner to remove.
+fn settle(reactor: &mut Reactor<Owner>, key: Key, was: Trigger) -> Option<Owner> {
+    let Some(Owner::Watch(watch)) = reactor.owner(key) else { return None };
+    match (watch.direction(), was) {
+        (Some(direction), _) => {
+            let _closed_meanwhile = reactor.rearm(key, watch.trigger(), direction);
+            None
+        }
+        // Kept: at worst it tells once more, to nobody.
+        (None, Trigger::Once) => None,
+        (None, _) => reactor.deregister(key),
     }
 }
 
@@ -150,28 +228,29 @@ impl EventLoop {
     }
 }
 
-/// The number behind a descriptor or a file object, with the messages of the `selectors` module.
-pub fn fileno(fd: &Bound<'_, PyAny>) -> PyResult<RawFd> {
+/// What `fileno()` says, or the number itself; with the messages of asyncio and of the `selectors` module.
+fn raw_fileno(fd: &Bound<'_, PyAny>) -> PyResult<RawFd> {
     let py = fd.py();
-    let number = match fd.extract::<RawFd>() {
-        Ok(number) => number,
-        Err(_) => {
-            let number = fd.call_method0(intern!(py, "fileno")).and_then(|number| number.extract());
-            number.map_err(|error| {
-                let expected = error.is_instance_of::<PyAttributeError>(py)
-                    || error.is_instance_of::<PyTypeError>(py)
-                    || error.is_instance_of::<PyValueError>(py);
-                match expected {
-                    true => PyValueError::new_err(format!("Invalid file object: {}", repr(fd))),
-                    false => error,
-                }
-            })?
-        }
-    };
-    if number < 0 {
-        return Err(PyValueError::new_err(format!("Invalid file descriptor: {number}")));
+    if let Ok(number) = fd.extract::<RawFd>() {
+        return Ok(number);
     }
-    Ok(number)
+    let number = fd.call_method0(intern!(py, "fileno")).and_then(|number| number.extract());
+    number.map_err(|error| {
+        let expected = error.is_instance_of::<PyAttributeError>(py)
+            || error.is_instance_of::<PyTypeError>(py)
+            || error.is_instance_of::<PyValueError>(py);
+        match expected {
+            true => PyValueError::new_err(format!("Invalid file object: {}", repr(fd))),
+            false => error,
+        }
+    })
+}
+
+fn check_fileno(number: RawFd) -> PyResult<RawFd> {
+    match number < 0 {
+        true => Err(PyValueError::new_err(format!("Invalid file descriptor: {number}"))),
+        false => Ok(number),
+    }
 }
 
 fn repr(object: &Bound<'_, PyAny>) -> String {
@@ -179,25 +258,31 @@ fn repr(object: &Bound<'_, PyAny>) -> String {
 }
 
 fn ensure_no_transport(slf: &Bound<'_, EventLoop>, fd: &Bound<'_, PyAny>) -> PyResult<()> {
-    let (py, this) = (slf.py(), slf.get());
-    if this.check_open(py).is_err() {
+    if slf.get().check_open(slf.py()).is_err() {
         // Adding raises that itself; removing answers "there was none".
         return Ok(());
     }
-    let number = fileno(fd)?;
-    let transport =
-        this.with_reactor(py, |reactor| match reactor.key_of(number).and_then(|key| reactor.owner(key)) {
-            Some(Owner::Transport(transport)) => Some(transport.clone_ref(py)),
-            _ => None,
-        })?;
-    match transport {
-        Some(transport) => Err(PyRuntimeError::new_err(format!(
+    ensure_free(slf, raw_fileno(fd)?, || repr(fd))
+}
+
+/// A transport that is closing does not count, as in asyncio: who has seen `close()` takes the number for his own.
+fn ensure_free(slf: &Bound<'_, EventLoop>, number: RawFd, shown: impl FnOnce() -> String) -> PyResult<()> {
+    match user_of(slf, number)? {
+        Some(transport) if !transport.get().is_closing(slf.py()) => Err(PyRuntimeError::new_err(format!(
             "File descriptor {} is used by transport {}",
-            repr(fd),
-            repr(transport.bind(py))
+            shown(),
+            repr(&transport)
         ))),
-        None => Ok(()),
+        _ => Ok(()),
     }
+}
+
+fn user_of<'py>(slf: &Bound<'py, EventLoop>, number: RawFd) -> PyResult<Option<Bound<'py, Transport>>> {
+    let py = slf.py();
+    slf.get().with_reactor(py, |reactor| match reactor.key_of(number).and_then(|key| reactor.owner(key)) {
+        Some(Owner::Transport(transport)) => Some(transport.bind(py).clone()),
+        _ => None,
+    })
 }
 
 fn add(
@@ -210,99 +295,200 @@ fn add(
 ) -> PyResult<Py<Handle>> {
     let (py, this) = (slf.py(), slf.get());
     this.check_open(py)?;
-    let fd = fileno(fd)?;
+    let number = check_fileno(raw_fileno(fd)?)?;
     let context = match context {
         Some(context) => context,
         None => copy_current_context(py)?,
     };
+    let handle = new_handle(slf, callback, args, context)?;
+    let file = (!fd.is_instance_of::<PyInt>()).then(|| fd.clone().unbind());
+    put(slf, number, side, Registrant::Callback(handle.clone_ref(py)), file)?;
+    Ok(handle)
+}
+
+fn new_handle(
+    slf: &Bound<'_, EventLoop>,
+    callback: Bound<'_, PyAny>,
+    args: Bound<'_, PyTuple>,
+    context: Py<PyAny>,
+) -> PyResult<Py<Handle>> {
+    let py = slf.py();
     let handle = Handle::new(slf, callback.unbind(), args.unbind(), context);
-    if this.is_debug(py) {
+    if slf.get().is_debug(py) {
         handle.trace_origin(py)?;
     }
-    let handle = Py::new(py, handle)?;
-    match this.with_reactor(py, |reactor| put(reactor, fd, side, handle.clone_ref(py)))?? {
-        Replaced::Handle(old) => drop(old.call_method0(py, intern!(py, "cancel"))?),
-        Replaced::Owner(stale) => cancel_stale(py, Some(stale))?,
-        Replaced::Nothing => {}
+    Py::new(py, handle)
+}
+
+/// Registers one side of a descriptor, and ends what had its place.
+fn put(
+    slf: &Bound<'_, EventLoop>,
+    fd: RawFd,
+    side: Side,
+    registrant: Registrant,
+    file: Option<Py<PyAny>>,
+) -> PyResult<()> {
+    let (py, this) = (slf.py(), slf.get());
+    let flusher = flusher(slf, fd, side)?;
+    end(py, this.with_reactor(py, |reactor| register(reactor, fd, side, registrant, file, flusher))??)
+}
+
+/// Ends what had been registered in the place of something new.
+fn end(py: Python<'_>, replaced: Replaced) -> PyResult<()> {
+    match replaced {
+        Replaced::Registrant(old, garbage) => {
+            drop(garbage);
+            cancel(py, old)
+        }
+        Replaced::Owner(stale) => cancel_stale(py, Some(stale)),
+        Replaced::Nothing(garbage) => {
+            drop(garbage);
+            Ok(())
+        }
     }
-    Ok(handle)
+}
+
+/// Who reads from a descriptor whose transport is closing must not keep that from sending what it has still to send.
+fn flusher(slf: &Bound<'_, EventLoop>, fd: RawFd, side: Side) -> PyResult<Option<Py<Handle>>> {
+    let py = slf.py();
+    match user_of(slf, fd)? {
+        Some(transport) if side == Side::Reader && transport.get().is_sending(py) => {
+            let write = transport.getattr(intern!(py, "_write_ready"))?;
+            new_handle(slf, write, PyTuple::empty(py), copy_current_context(py)?).map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// What had the place of a new callback. Given back, because to drop it can run Python code.
 enum Replaced {
-    Nothing,
-    Handle(Py<Handle>),
+    Nothing(Option<Py<PyAny>>),
+    Registrant(Registrant, Option<Py<PyAny>>),
     /// All that was registered for another file under the same number.
     Owner(Owner),
 }
 
-/// Registers one side of a descriptor.
-fn put(reactor: &mut Reactor<Owner>, fd: RawFd, side: Side, handle: Py<Handle>) -> sys::Result<Replaced> {
-    let watched = reactor.key_of(fd).and_then(|key| match reactor.owner(key) {
-        Some(Owner::Watch(watch)) => Some((key, watch.direction())),
+fn register(
+    reactor: &mut Reactor<Owner>,
+    fd: RawFd,
+    side: Side,
+    registrant: Registrant,
+    file: Option<Py<PyAny>>,
+    flusher: Option<Py<Handle>>,
+) -> sys::Result<Replaced> {
+    let is_callback = matches!(registrant, Registrant::Callback(_));
+    let known = reactor.key_of(fd).and_then(|key| match reactor.owner_mut(key) {
+        Some(Owner::Watch(watch)) => {
+            let other = match side {
+                Side::Reader => &watch.writer,
+                Side::Writer => &watch.reader,
+            };
+            let level = is_callback || matches!(other, Some(Registrant::Callback(_)));
+            Some((key, other.is_some(), level))
+        }
         _ => None,
     });
-    if let Some((key, Some(direction))) = watched {
-        let wanted = match (side, direction) {
-            (Side::Reader, Direction::Read) => Direction::Read,
-            (Side::Writer, Direction::Write) => Direction::Write,
-            _ => Direction::Both,
-        };
+    let alone = match side {
+        Side::Reader => Direction::Read,
+        Side::Writer => Direction::Write,
+    };
+    let trigger = |level| if level { Trigger::Level } else { Trigger::Once };
+    if let Some((key, has_other, level)) = known {
+        let direction = if has_other { Direction::Both } else { alone };
         // Told to the kernel even if nothing changes, because only it knows whether the number still names the file
         // that was registered. If not, the old callbacks are of no more use, neither of them.
-        match reactor.modify(key, wanted) {
+        match reactor.rearm(key, trigger(level), direction) {
             Err(error) if error.errno == libc::ENOENT => {}
             result => {
                 result?;
                 if let Some(Owner::Watch(watch)) = reactor.owner_mut(key) {
-                    let old = watch.side(side).replace(handle);
-                    return Ok(old.map_or(Replaced::Nothing, Replaced::Handle));
+                    let was_idle = watch.direction().is_none();
+                    let garbage = if was_idle { std::mem::replace(&mut watch.file, file) } else { file };
+                    return Ok(match watch.side(side).replace(registrant) {
+                        Some(old) => Replaced::Registrant(old, garbage),
+                        None => Replaced::Nothing(garbage),
+                    });
                 }
+                return Ok(Replaced::Nothing(file));
             }
         }
     }
-    let mut watch = FdWatch { reader: None, writer: None };
-    *watch.side(side) = Some(handle);
-    let direction = match side {
-        Side::Reader => Direction::Read,
-        Side::Writer => Direction::Write,
+    let mut watch = FdWatch { file, ..FdWatch::default() };
+    *watch.side(side) = Some(registrant);
+    let direction = match flusher {
+        Some(flusher) => {
+            watch.writer = Some(Registrant::Callback(flusher));
+            Direction::Both
+        }
+        None => alone,
     };
-    let (_, stale) = reactor.register(fd, Trigger::Level, direction, Owner::Watch(watch))?;
-    Ok(stale.map_or(Replaced::Nothing, Replaced::Owner))
+    let trigger = watch.trigger();
+    let (_, stale) = reactor.register(fd, trigger, direction, Owner::Watch(watch))?;
+    Ok(stale.map_or(Replaced::Nothing(None), Replaced::Owner))
 }
 
-/// Wakes `future` when the descriptor can be read, or written to. Returns the descriptor's number, and the handle to
-/// give to [`remove_waiter`].
-pub fn add_waiter(
-    slf: &Bound<'_, EventLoop>,
-    socket: &Bound<'_, PyAny>,
-    writes: bool,
-    future: &Bound<'_, PyAny>,
-) -> PyResult<(RawFd, Py<Handle>)> {
+/// Calls `callback` whenever a descriptor of the core's own can be read.
+pub fn watch_own(slf: &Bound<'_, EventLoop>, number: RawFd, callback: Bound<'_, PyAny>) -> PyResult<()> {
     let py = slf.py();
-    let number = fileno(socket)?;
-    let fd = number.into_pyobject(py)?.into_any();
-    ensure_no_transport(slf, &fd)?;
-    let wake = Asyncio::get(py)?.set_result_unless_cancelled.bind(py).clone();
-    let args = (future, py.None()).into_pyobject(py)?;
-    let handle = add(slf, &fd, Side::of_waiter(writes), wake, args, None)?;
-    Ok((number, handle))
+    let handle = new_handle(slf, callback, PyTuple::empty(py), copy_current_context(py)?)?;
+    put(slf, number, Side::Reader, Registrant::Callback(handle), None)
 }
 
-/// Ends what `add_waiter` began, unless somebody has registered another callback in its place.
-pub fn remove_waiter(
+/// Ends what `watch_own` began.
+pub fn unwatch_own(slf: &Bound<'_, EventLoop>, number: RawFd) -> PyResult<()> {
+    let removed = slf.get().with_reactor(slf.py(), |reactor| {
+        reactor.key_of(number).and_then(|key| take(reactor, key, Side::Reader))
+    })?;
+    drop(removed);
+    Ok(())
+}
+
+/// Wakes `waiter` when the descriptor can be read, or written to.
+pub fn wait_for(
+    slf: &Bound<'_, EventLoop>,
+    number: RawFd,
+    side: Side,
+    waiter: &Bound<'_, Waiter>,
+) -> PyResult<()> {
+    let number = check_fileno(number)?;
+    let py = slf.py();
+    let registrant = Registrant::Waiter(waiter.clone().unbind());
+    let replaced = slf.get().with_reactor(py, |reactor| {
+        match reactor.key_of(number).and_then(|key| reactor.owner(key)) {
+            Some(Owner::Transport(_)) => Err(registrant),
+            _ => Ok(register(reactor, number, side, registrant, None, None)),
+        }
+    })?;
+    match replaced {
+        Ok(replaced) => end(py, replaced?),
+        Err(registrant) => {
+            ensure_free(slf, number, || number.to_string())?;
+            put(slf, number, side, registrant, None)
+        }
+    }
+}
+
+/// Ends what `wait_for` began, if it has not ended, and nobody has taken the place.
+pub fn stop_waiting(
     slf: &Bound<'_, EventLoop>,
     fd: RawFd,
-    handle: &Bound<'_, Handle>,
-    writes: bool,
+    side: Side,
+    waiter: &Bound<'_, Waiter>,
 ) -> PyResult<()> {
     let (py, this) = (slf.py(), slf.get());
-    if this.check_open(py).is_err() || handle.get().is_cancelled(py) {
+    if this.check_open(py).is_err() {
         return Ok(());
     }
-    let removed = this.with_reactor(py, |reactor| take(reactor, fd, Side::of_waiter(writes)))?;
+    let removed = this.with_reactor(py, |reactor| {
+        let key = reactor.key_of(fd)?;
+        let Some(Owner::Watch(watch)) = reactor.owner_mut(key) else { return None };
+        match watch.side(side) {
+            Some(Registrant::Waiter(current)) if current.is(waiter) => take(reactor, key, side),
+            _ => None,
+        }
+    })?;
     drop(removed);
-    handle.call_method0(intern!(py, "cancel")).map(drop)
+    Ok(())
 }
 
 fn remove(slf: &Bound<'_, EventLoop>, fd: &Bound<'_, PyAny>, side: Side) -> PyResult<bool> {
@@ -310,46 +496,65 @@ fn remove(slf: &Bound<'_, EventLoop>, fd: &Bound<'_, PyAny>, side: Side) -> PyRe
     if this.check_open(py).is_err() {
         return Ok(false);
     }
-    let fd = fileno(fd)?;
-    let removed = this.with_reactor(py, |reactor| take(reactor, fd, side))?;
+    let number = raw_fileno(fd).and_then(check_fileno);
+    let removed = this.with_reactor(py, |reactor| {
+        let key = match number {
+            Ok(number) => reactor.key_of(number),
+            // Closed since it was registered: it is known by itself.
+            Err(error) => Some(key_of_file(reactor, fd).ok_or(error)?),
+        };
+        Ok::<_, PyErr>(key.and_then(|key| take(reactor, key, side)))
+    })??;
     match removed {
-        Some(handle) => {
-            handle.call_method0(py, intern!(py, "cancel"))?;
+        Some((registrant, file, owner)) => {
+            drop((file, owner));
+            cancel(py, registrant)?;
             Ok(true)
         }
         None => Ok(false),
     }
 }
 
-fn take(reactor: &mut Reactor<Owner>, fd: RawFd, side: Side) -> Option<Py<Handle>> {
-    let key = reactor.key_of(fd)?;
-    let Some(Owner::Watch(watch)) = reactor.owner_mut(key) else {
-        return None;
-    };
-    let handle = watch.side(side).take()?;
-    match watch.direction() {
-        // It fails if the file was closed meanwhile; then there is nothing to take back, and the other side stays for
-        // its owner to remove.
-        Some(direction) => drop(reactor.modify(key, direction)),
-        None => drop(reactor.deregister(key)),
-    }
-    Some(handle)
+fn key_of_file(reactor: &Reactor<Owner>, file: &Bound<'_, PyAny>) -> Option<Key> {
+    reactor.keys().find(|key| match reactor.owner(*key) {
+        Some(Owner::Watch(watch)) => watch.file.as_ref().is_some_and(|known| known.is(file)),
+        _ => false,
+    })
 }
 
-/// Takes the cancelled handles of a source out, as if they had been removed.
-pub fn take_cancelled(py: Python<'_>, reactor: &mut Reactor<Owner>, key: Key) -> Vec<Py<Handle>> {
-    let mut taken = Vec::new();
-    let Some(fd) = reactor.fd_of(key) else { return taken };
-    for side in [Side::Reader, Side::Writer] {
-        let is_cancelled = match reactor.owner_mut(key) {
-            Some(Owner::Watch(watch)) => {
-                watch.side(side).as_ref().is_some_and(|handle| handle.get().is_cancelled(py))
-            }
-            _ => false,
-        };
-        if is_cancelled {
-            taken.extend(take(reactor, fd, side));
+/// Takes one side out, with what becomes unused by that.
+fn take(
+    reactor: &mut Reactor<Owner>,
+    key: Key,
+    side: Side,
+) -> Option<(Registrant, Option<Py<PyAny>>, Option<Owner>)> {
+    let Some(Owner::Watch(watch)) = reactor.owner_mut(key) else { return None };
+    let was = watch.trigger();
+    let registrant = watch.side(side).take()?;
+    let file = match watch.direction() {
+        Some(_) => None,
+        None => watch.file.take(),
+    };
+    // What tells once may go on being armed for too much: it is not worth a system call.
+    let owner = match was {
+        Trigger::Once => None,
+        _ => settle(reactor, key, was),
+    };
+    Some((registrant, file, owner))
+}
+
+#[pymethods]
+impl Transport {
+    /// Sends what is left of a transport that is closing, and whose number somebody else reads from.
+    fn _write_ready(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        Transport::on_ready(slf, Readiness::WRITABLE)?;
+        if !this.is_sending(py) {
+            let removed = this.event_loop().with_reactor(py, |reactor| {
+                reactor.key_of(this.fd()).and_then(|key| take(reactor, key, Side::Writer))
+            })?;
+            drop(removed);
         }
+        Ok(())
     }
-    taken
 }

@@ -11,11 +11,13 @@ mod fs;
 mod handle;
 mod py;
 mod reactor;
+mod resolver;
 mod runtime;
 mod sock;
 mod sys;
 mod timers;
 mod transport;
+mod waiter;
 mod watch;
 
 /// The extension module behind the `mioloop` package.
@@ -31,6 +33,8 @@ mod _core {
     #[pymodule_export]
     use crate::handle::{Handle, TimerHandle};
     #[pymodule_export]
+    use crate::resolver::{Lookup, NameService};
+    #[pymodule_export]
     use crate::sock::SocketOperation;
     #[pymodule_export]
     use crate::transport::{
@@ -38,6 +42,14 @@ mod _core {
     };
     #[pymodule_export]
     use crate::transport::{DatagramTransport, Listener, StreamTransport, Transport};
+    #[pymodule_export]
+    use crate::waiter::Waiter;
+
+    #[pymodule_init]
+    fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+        crate::py::install_send::<SocketOperation>(module.py())?;
+        crate::py::install_send::<Lookup>(module.py())
+    }
 }
 
 // A panic must unwind to the caller in Python, where pyo3 makes an exception of it.

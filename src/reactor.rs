@@ -8,7 +8,6 @@
 //! So a registration is named by a [`Key`], a slot and a generation, and an event whose generation is over is
 //! dropped. The kernel's word on what is registered (ENOENT, EEXIST) is taken as an answer, never as a fault.
 
-use std::collections::HashMap;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
@@ -95,11 +94,13 @@ impl Direction {
     }
 }
 
-/// Whether an event is told once when the state changes, or for as long as it lasts.
+/// Whether an event is told once when the state changes, for as long as it lasts, or just once: then the registration
+/// is silent until it is armed anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
     Edge,
     Level,
+    Once,
 }
 
 /// Names one registration; outlives it harmlessly.
@@ -129,11 +130,31 @@ struct Source<T> {
     owner: T,
 }
 
+/// The registration of each descriptor: the kernel gives out the smallest number that is free, so the numbers are few
+/// and an array is the shortest way.
+#[derive(Default)]
+struct ByFd(Vec<Option<Key>>);
+
+impl ByFd {
+    fn get(&self, fd: RawFd) -> Option<Key> {
+        usize::try_from(fd).ok().and_then(|fd| self.0.get(fd).copied().flatten())
+    }
+
+    /// Only for a descriptor that the kernel knows.
+    fn replace(&mut self, fd: RawFd, key: Option<Key>) -> Option<Key> {
+        let fd = usize::try_from(fd).ok()?;
+        if fd >= self.0.len() {
+            self.0.resize(fd + 1, None);
+        }
+        std::mem::replace(&mut self.0[fd], key)
+    }
+}
+
 /// The registered sources, each with an owner of type `T`. The loop's thread alone uses it.
 pub struct Reactor<T> {
     registry: Registry,
     sources: Slab<Source<T>>,
-    by_fd: HashMap<RawFd, Key>,
+    by_fd: ByFd,
     next_generation: u32,
 }
 
@@ -143,7 +164,7 @@ impl<T> Reactor<T> {
     pub fn new() -> sys::Result<(Self, Poller)> {
         let poll = Poll::new()?;
         let registry = poll.registry().try_clone()?;
-        let reactor = Reactor { registry, sources: Slab::new(), by_fd: HashMap::new(), next_generation: 0 };
+        let reactor = Reactor { registry, sources: Slab::new(), by_fd: ByFd::default(), next_generation: 0 };
         Ok((reactor, Poller { poll, events: Events::with_capacity(EVENTS_PER_POLL) }))
     }
 
@@ -189,7 +210,7 @@ impl<T> Reactor<T> {
         // One generation is never given out: the waker's token has it.
         self.next_generation = if generation + 1 == u32::MAX { 0 } else { generation + 1 };
         self.sources.insert(Source { generation, fd, trigger, direction, ready: Readiness::NONE, owner });
-        let stale = self.by_fd.insert(fd, key).and_then(|old| self.forget(old));
+        let stale = self.by_fd.replace(fd, Some(key)).and_then(|old| self.forget(old));
         Ok((key, stale))
     }
 
@@ -197,10 +218,18 @@ impl<T> Reactor<T> {
     ///
     /// ENOENT says that the file was closed, and that the number is free or another file's by now.
     pub fn modify(&mut self, key: Key, direction: Direction) -> sys::Result<()> {
+        match self.get_source(key).map(|source| source.trigger) {
+            Some(trigger) => self.rearm(key, trigger, direction),
+            None => Ok(()),
+        }
+    }
+
+    /// As `modify`, and changes how it is told.
+    pub fn rearm(&mut self, key: Key, trigger: Trigger, direction: Direction) -> sys::Result<()> {
         let Some(source) = self.get_source(key) else { return Ok(()) };
-        self.control(source.fd, key, source.trigger, direction, Control::Modify)?;
+        self.control(source.fd, key, trigger, direction, Control::Modify)?;
         if let Some(source) = self.sources.get_mut(key.slot as usize) {
-            source.direction = direction;
+            (source.trigger, source.direction) = (trigger, direction);
         }
         Ok(())
     }
@@ -208,7 +237,7 @@ impl<T> Reactor<T> {
     /// Stops watching. The kernel may have forgotten the descriptor already, if the user closed it.
     pub fn deregister(&mut self, key: Key) -> Option<T> {
         let fd = self.get_source(key)?.fd;
-        if self.by_fd.get(&fd) == Some(&key) {
+        if self.by_fd.get(fd) == Some(key) {
             let _gone_already = self.registry.deregister(&mut SourceFd(&fd));
         }
         self.forget(key)
@@ -219,18 +248,18 @@ impl<T> Reactor<T> {
     pub fn forget(&mut self, key: Key) -> Option<T> {
         self.get_source(key)?;
         let source = self.sources.remove(key.slot as usize);
-        if self.by_fd.get(&source.fd) == Some(&key) {
-            self.by_fd.remove(&source.fd);
+        if self.by_fd.get(source.fd) == Some(key) {
+            self.by_fd.replace(source.fd, None);
         }
         Some(source.owner)
     }
 
     pub fn key_of(&self, fd: RawFd) -> Option<Key> {
-        self.by_fd.get(&fd).copied()
+        self.by_fd.get(fd)
     }
 
-    pub fn fd_of(&self, key: Key) -> Option<RawFd> {
-        self.get_source(key).map(|source| source.fd)
+    pub fn keys(&self) -> impl Iterator<Item = Key> {
+        self.sources.iter().map(|(slot, source)| Key { slot: slot as u32, generation: source.generation })
     }
 
     pub fn owner(&self, key: Key) -> Option<&T> {
@@ -270,7 +299,7 @@ impl<T> Reactor<T> {
 
     /// Lets go of every source and hands the owners back, to be dropped where Python code may run.
     pub fn take_all(&mut self) -> Vec<T> {
-        self.by_fd.clear();
+        self.by_fd = ByFd::default();
         self.sources.drain().map(|source| source.owner).collect()
     }
 
@@ -292,7 +321,8 @@ impl<T> Reactor<T> {
             (Trigger::Edge, Control::Modify) => {
                 self.registry.reregister(&mut SourceFd(&fd), token, interest)?;
             }
-            (Trigger::Level, _) => level::control(&self.registry, fd, token, direction, control)?,
+            (Trigger::Level, _) => level::control(&self.registry, fd, token, direction, control, false)?,
+            (Trigger::Once, _) => level::control(&self.registry, fd, token, direction, control, true)?,
         }
         Ok(())
     }
@@ -326,7 +356,8 @@ impl Poller {
     }
 }
 
-/// Level-triggered registration, which mio does not offer: the same epoll instance, without `EPOLLET`.
+/// Level-triggered registration, and one that is told once, which mio does not offer: the same epoll instance, without
+/// `EPOLLET`.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod level {
     use super::*;
@@ -337,12 +368,14 @@ mod level {
         token: Token,
         direction: Direction,
         control: Control,
+        once: bool,
     ) -> sys::Result<()> {
         let events = match direction {
             Direction::Read => libc::EPOLLIN,
             Direction::Write => libc::EPOLLOUT,
             Direction::Both => libc::EPOLLIN | libc::EPOLLOUT,
         };
+        let events = if once { events | libc::EPOLLONESHOT } else { events };
         let operation = match control {
             Control::Add => libc::EPOLL_CTL_ADD,
             Control::Modify => libc::EPOLL_CTL_MOD,
@@ -368,7 +401,9 @@ mod level {
         token: Token,
         direction: Direction,
         _control: Control,
+        once: bool,
     ) -> sys::Result<()> {
+        let add = if once { libc::EV_ADD | libc::EV_ONESHOT } else { libc::EV_ADD };
         let wanted = [
             (libc::EVFILT_READ, direction != Direction::Write),
             (libc::EVFILT_WRITE, direction != Direction::Read),
@@ -378,7 +413,7 @@ mod level {
             let mut change: libc::kevent = unsafe { std::mem::zeroed() };
             change.ident = fd as libc::uintptr_t;
             change.filter = filter as _;
-            change.flags = if want { libc::EV_ADD } else { libc::EV_DELETE } as _;
+            change.flags = if want { add } else { libc::EV_DELETE } as _;
             change.udata = token.0 as _;
             // SAFETY: one change in, no events out; both pointers are valid for the lengths given.
             let result = unsafe {
@@ -422,6 +457,21 @@ mod tests {
         }
         near.read_exact(&mut [0]).unwrap();
         assert_eq!(ready(&mut poller), []);
+    }
+
+    #[test]
+    fn once_is_told_once_for_each_arming() {
+        let (mut reactor, mut poller) = Reactor::new().unwrap();
+        let (mut far, near) = UnixStream::pair().unwrap();
+        let (key, _) = reactor.register(near.as_raw_fd(), Trigger::Once, Direction::Read, ()).unwrap();
+        far.write_all(b"x").unwrap();
+        for _ in 0..2 {
+            assert_eq!(ready(&mut poller), [(key, Readiness::READABLE)]);
+            assert_eq!(ready(&mut poller), []);
+            far.write_all(b"x").unwrap();
+            assert_eq!(ready(&mut poller), []);
+            reactor.modify(key, Direction::Read).unwrap();
+        }
     }
 
     #[test]

@@ -6,27 +6,33 @@
 //! kernel. (asyncio receives in a callback and passes the bytes through a future; a cancellation that comes between
 //! loses them.)
 
+use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 
-use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyStopIteration, PyTypeError, PyValueError};
+use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyMemoryView, PySlice, PyString, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyMemoryView, PySlice, PyString, PyTuple};
 
 use crate::event_loop::{EventLoop, READ_SIZE};
-use crate::fd_watch;
-use crate::handle::Handle;
-use crate::py::{Asyncio, AttachedCell, would_block};
+use crate::fd_watch::{self, Side};
+use crate::py::{Asyncio, AttachedCell, Awaitable, Step, coroutine_methods, would_block};
 use crate::sys;
 use crate::transport::Data;
+use crate::waiter::Waiter;
 
 /// What to do on the socket.
 enum Work {
     /// Receive up to so many bytes from a plain socket.
     Receive { size: usize },
+    /// Receive into a buffer of the program's.
+    ReceiveInto { buffer: Py<PyAny> },
     /// Call the method once; its result is the operation's.
     Once { method: Py<PyString>, args: Py<PyTuple> },
+    /// Accept a connection.
+    Accept,
     /// Send all of the data: bytes, or a view of what can change.
     SendAll { data: Py<PyAny>, sent: usize },
 }
@@ -34,17 +40,15 @@ enum Work {
 /// The next attempt of it.
 enum Next<'py> {
     Receive(usize),
+    ReceiveInto(Bound<'py, PyAny>),
     Call(Bound<'py, PyString>, Bound<'py, PyTuple>),
+    Accept,
     Send(Bound<'py, PyAny>, usize),
 }
 
 enum Phase {
     Created,
-    /// Registered for the descriptor, until the handle has woken us.
-    Waiting {
-        fd: RawFd,
-        waiter: Py<Handle>,
-    },
+    Waiting { fd: RawFd, waiter: Py<Waiter> },
     Finished,
 }
 
@@ -58,8 +62,10 @@ struct State {
 pub struct SocketOperation {
     event_loop: Py<EventLoop>,
     socket: Py<PyAny>,
-    /// Waits until the socket can be written to, not read from.
-    writes: bool,
+    /// Of the very class whose methods are known to be what the system call does.
+    plain: bool,
+    /// What it waits for: the reader's side, or the writer's.
+    side: Side,
     name: &'static str,
     state: AttachedCell<State>,
 }
@@ -70,15 +76,15 @@ impl EventLoop {
     fn sock_recv(slf: &Bound<'_, Self>, sock: Py<PyAny>, n: &Bound<'_, PyAny>) -> PyResult<SocketOperation> {
         match n.extract::<usize>() {
             Ok(size) if size <= READ_SIZE && is_plain_socket(sock.bind(slf.py()))? => {
-                Ok(operation(slf, sock, "sock_recv", Work::Receive { size }, false))
+                operation(slf, sock, "sock_recv", Work::Receive { size }, Side::Reader)
             }
-            _ => once(slf, sock, "sock_recv", "recv", (n,), false),
+            _ => once(slf, sock, "sock_recv", "recv", (n,), Side::Reader),
         }
     }
 
     /// Receives into a writable buffer; returns how many bytes. As `asyncio.loop.sock_recv_into`.
     fn sock_recv_into(slf: &Bound<'_, Self>, sock: Py<PyAny>, buf: Py<PyAny>) -> PyResult<SocketOperation> {
-        once(slf, sock, "sock_recv_into", "recv_into", (buf,), false)
+        operation(slf, sock, "sock_recv_into", Work::ReceiveInto { buffer: buf }, Side::Reader)
     }
 
     /// Receives a datagram of up to `bufsize` bytes; returns it with its sender's address.
@@ -88,7 +94,7 @@ impl EventLoop {
         sock: Py<PyAny>,
         bufsize: Py<PyAny>,
     ) -> PyResult<SocketOperation> {
-        once(slf, sock, "sock_recvfrom", "recvfrom", (bufsize,), false)
+        once(slf, sock, "sock_recvfrom", "recvfrom", (bufsize,), Side::Reader)
     }
 
     /// Receives a datagram into a buffer, of up to `nbytes` bytes (0: its size); returns how many, and the sender's
@@ -101,7 +107,7 @@ impl EventLoop {
         nbytes: i64,
     ) -> PyResult<SocketOperation> {
         let nbytes = if nbytes == 0 { buf.len()? as i64 } else { nbytes };
-        once(slf, sock, "sock_recvfrom_into", "recvfrom_into", (buf, nbytes), false)
+        once(slf, sock, "sock_recvfrom_into", "recvfrom_into", (buf, nbytes), Side::Reader)
     }
 
     /// Sends a datagram to `address`; returns how many bytes. As `asyncio.loop.sock_sendto`.
@@ -111,12 +117,19 @@ impl EventLoop {
         data: Py<PyAny>,
         address: Py<PyAny>,
     ) -> PyResult<SocketOperation> {
-        once(slf, sock, "sock_sendto", "sendto", (data, address), true)
+        once(slf, sock, "sock_sendto", "sendto", (data, address), Side::Writer)
     }
 
     /// Sends all of `data`. If it fails, nobody knows how much was sent. As `asyncio.loop.sock_sendall`.
-    fn sock_sendall(slf: &Bound<'_, Self>, sock: Py<PyAny>, data: Py<PyAny>) -> SocketOperation {
-        operation(slf, sock, "sock_sendall", Work::SendAll { data, sent: 0 }, true)
+    fn sock_sendall(slf: &Bound<'_, Self>, sock: Py<PyAny>, data: Py<PyAny>) -> PyResult<SocketOperation> {
+        operation(slf, sock, "sock_sendall", Work::SendAll { data, sent: 0 }, Side::Writer)
+    }
+
+    /// Accepts a connection on a listening socket; returns its socket, which does not block, and the peer's address.
+    ///
+    /// Cancelled at any point, it has not taken a connection out of the queue. As `asyncio.loop.sock_accept`.
+    fn sock_accept(slf: &Bound<'_, Self>, sock: Py<PyAny>) -> PyResult<SocketOperation> {
+        operation(slf, sock, "sock_accept", Work::Accept, Side::Reader)
     }
 }
 
@@ -125,13 +138,13 @@ fn operation(
     socket: Py<PyAny>,
     name: &'static str,
     work: Work,
-    writes: bool,
-) -> SocketOperation {
+    side: Side,
+) -> PyResult<SocketOperation> {
+    let plain = is_plain_socket(socket.bind(event_loop.py()))?;
     let state = AttachedCell::new(State { work, phase: Phase::Created });
-    SocketOperation { event_loop: event_loop.clone().unbind(), socket, writes, name, state }
+    Ok(SocketOperation { event_loop: event_loop.clone().unbind(), socket, plain, side, name, state })
 }
 
-/// Of the very class whose methods are known to be what the system call does.
 fn is_plain_socket(socket: &Bound<'_, PyAny>) -> PyResult<bool> {
     Ok(socket.get_type().is(&Asyncio::get(socket.py())?.socket))
 }
@@ -142,34 +155,41 @@ fn once<'py>(
     name: &'static str,
     method: &str,
     args: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error = PyErr>,
-    writes: bool,
+    side: Side,
 ) -> PyResult<SocketOperation> {
     let py = event_loop.py();
     let work =
         Work::Once { method: PyString::intern(py, method).unbind(), args: args.into_pyobject(py)?.unbind() };
-    Ok(operation(event_loop, socket, name, work, writes))
+    operation(event_loop, socket, name, work, side)
 }
 
-impl SocketOperation {
-    /// Goes on until it must wait, and returns the future to wait for; the result comes as StopIteration.
-    fn step<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let outcome = match self.begin(py) {
-            Ok(()) => self.attempt(py),
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Ok(Some(result)) => {
-                self.finish(py)?;
-                Err(PyStopIteration::new_err((result.unbind(),)))
+impl Awaitable for SocketOperation {
+    fn step<'py>(slf: &Bound<'py, Self>) -> PyResult<Step<'py>> {
+        let (py, this) = (slf.py(), slf.get());
+        let outcome = this.begin(py).and_then(|()| {
+            // Of another class it is asked when it has to be: it may be no socket at all.
+            let fd = if this.plain { Some(this.fileno(py)?) } else { None };
+            match this.attempt(py, fd) {
+                Ok(None) => this.wait(py, fd).map(Step::Wait),
+                Ok(Some(result)) => Ok(Step::Done(result)),
+                Err(error) if would_block(py, &error) => this.wait(py, fd).map(Step::Wait),
+                Err(error) => Err(error),
             }
-            Ok(None) => self.wait(py),
-            Err(error) => {
-                self.finish(py)?;
-                Err(error)
-            }
+        });
+        if !matches!(outcome, Ok(Step::Wait(_))) {
+            this.finish(py)?;
         }
+        outcome
     }
 
+    fn give_up(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().finish(slf.py())
+    }
+}
+
+coroutine_methods!(SocketOperation);
+
+impl SocketOperation {
     /// The checks of asyncio, made when the operation is first awaited, as in a coroutine.
     fn begin(&self, py: Python<'_>) -> PyResult<()> {
         match self.state.borrow_mut(py).phase {
@@ -180,7 +200,9 @@ impl SocketOperation {
             }
         }
         let socket = self.socket.bind(py);
-        Asyncio::get(py)?.check_ssl_socket.call1(py, (socket,))?;
+        if !self.plain {
+            Asyncio::get(py)?.check_ssl_socket.call1(py, (socket,))?;
+        }
         if self.event_loop.get().is_debug(py) {
             let timeout: Option<f64> = socket.call_method0(intern!(py, "gettimeout"))?.extract()?;
             if timeout != Some(0.0) {
@@ -190,22 +212,25 @@ impl SocketOperation {
         Ok(())
     }
 
-    /// Tries the call. None: it would block.
-    fn attempt<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let result = match &self.state.borrow_mut(py).work {
+    /// Tries the call. None, like an error that says so: it would block. `fd`: of a plain socket.
+    fn attempt<'py>(&self, py: Python<'py>, fd: Option<RawFd>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let next = match &self.state.borrow_mut(py).work {
             Work::Receive { size } => Next::Receive(*size),
+            Work::ReceiveInto { buffer } => Next::ReceiveInto(buffer.bind(py).clone()),
             Work::Once { method, args } => Next::Call(method.bind(py).clone(), args.bind(py).clone()),
+            Work::Accept => Next::Accept,
             Work::SendAll { data, sent } => Next::Send(data.bind(py).clone(), *sent),
         };
-        let result = match result {
-            Next::Receive(size) => self.receive(py, size),
-            Next::Call(method, args) => self.socket.bind(py).call_method1(method, args),
-            Next::Send(data, sent) => self.send_all(py, data, sent),
-        };
-        match result {
-            Ok(result) => Ok(Some(result)),
-            Err(error) if would_block(py, &error) => Ok(None),
-            Err(error) => Err(error),
+        match next {
+            Next::Receive(size) => self.receive(py, fd, size),
+            Next::ReceiveInto(buffer) => self.receive_into(fd, &buffer),
+            Next::Call(method, args) => self.socket.bind(py).call_method1(method, args).map(Some),
+            Next::Accept => {
+                let accepted = self.socket.bind(py).call_method0(intern!(py, "accept"))?;
+                accepted.get_item(0)?.call_method1(intern!(py, "setblocking"), (false,))?;
+                Ok(Some(accepted))
+            }
+            Next::Send(data, sent) => self.send_all(py, fd, data, sent),
         }
     }
 
@@ -214,32 +239,68 @@ impl SocketOperation {
     }
 
     /// `socket.recv`, past the socket object: no BlockingIOError is made only to be thrown away.
-    fn receive<'py>(&self, py: Python<'py>, size: usize) -> PyResult<Bound<'py, PyAny>> {
-        let fd = self.fileno(py)?;
+    fn receive<'py>(
+        &self,
+        py: Python<'py>,
+        fd: Option<RawFd>,
+        size: usize,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        // Only of a plain socket is it asked; -1 is nobody's.
+        let fd = fd.unwrap_or(-1);
         let received: sys::Result<_> = self.event_loop.get().with_read_buffer(py, |buffer| {
             let received = sys::recv(fd, &mut buffer[..size])?;
             // SAFETY: the kernel has written `received` bytes to the front of the buffer.
             let data = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), received) };
             Ok(PyBytes::new(py, data))
         });
-        Ok(received?.into_any())
+        unless_blocked(received.map(Bound::into_any))
+    }
+
+    /// `socket.recv_into`.
+    fn receive_into<'py>(
+        &self,
+        fd: Option<RawFd>,
+        buffer: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let py = buffer.py();
+        let fits =
+            |view: &PyUntypedBuffer| !view.readonly() && view.is_c_contiguous() && view.len_bytes() > 0;
+        let (fd, view) = match (fd, PyUntypedBuffer::get(buffer)) {
+            (Some(fd), Ok(view)) if fits(&view) => (fd, view),
+            // Of any other class, or with an argument that only the socket's own method can refuse.
+            _ => return self.socket.bind(py).call_method1(intern!(py, "recv_into"), (buffer,)).map(Some),
+        };
+        // SAFETY: contiguous and writable, as was just checked, so these bytes lie there; the exporter keeps them there
+        // as long as `view` is held. Attached throughout, so no Python code touches them, and they are only written to.
+        let memory = unsafe {
+            std::slice::from_raw_parts_mut(view.buf_ptr().cast::<MaybeUninit<u8>>(), view.len_bytes())
+        };
+        let received = sys::recv(fd, memory);
+        drop(view);
+        match unless_blocked(received)? {
+            Some(size) => Ok(Some(size.into_pyobject(py)?.into_any())),
+            None => Ok(None),
+        }
     }
 
     /// Sends the rest of the data, as much as the socket takes.
     fn send_all<'py>(
         &self,
         py: Python<'py>,
+        fd: Option<RawFd>,
         mut data: Bound<'py, PyAny>,
         mut sent: usize,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let plain = is_plain_socket(self.socket.bind(py))?;
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
         loop {
-            let (now, total) = match (plain, Data::new(&data)) {
-                (true, Ok(bytes)) => {
+            let (now, total) = match (fd, Data::new(&data)) {
+                (Some(fd), Ok(bytes)) => {
                     let bytes = bytes.as_slice();
                     // It may have shrunk, if its owner did not keep to the rules of buffers.
                     let rest = bytes.get(sent..).unwrap_or_default();
-                    (sys::send(self.fileno(py)?, rest)?, bytes.len())
+                    match unless_blocked(sys::send(fd, rest))? {
+                        Some(now) => (now, bytes.len()),
+                        None => return Ok(None),
+                    }
                 }
                 // Of any other class, or with an argument that only the socket's own method can refuse.
                 _ => {
@@ -252,7 +313,7 @@ impl SocketOperation {
                 }
             };
             if sent + now >= total {
-                return Ok(py.None().into_bound(py));
+                return Ok(Some(py.None().into_bound(py)));
             }
             if sent == 0 {
                 // From now on a view, which keeps whoever owns the bytes from resizing them.
@@ -265,76 +326,43 @@ impl SocketOperation {
         }
     }
 
-    fn wait<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    fn wait<'py>(&self, py: Python<'py>, fd: Option<RawFd>) -> PyResult<Bound<'py, PyAny>> {
         let event_loop = self.event_loop.bind(py);
-        let future = event_loop.call_method0(intern!(py, "create_future"))?;
-        let (fd, waiter) = fd_watch::add_waiter(event_loop, self.socket.bind(py), self.writes, &future)?;
-        future.setattr(intern!(py, "_asyncio_future_blocking"), true)?;
-        let phase = Phase::Waiting { fd, waiter };
+        let fd = match fd {
+            Some(fd) => fd,
+            None => self.fileno(py)?,
+        };
+        let waiter = Waiter::new(event_loop)?;
+        fd_watch::wait_for(event_loop, fd, self.side, &waiter)?;
+        let phase = Phase::Waiting { fd, waiter: waiter.clone().unbind() };
         let old = std::mem::replace(&mut self.state.borrow_mut(py).phase, phase);
         drop(old);
-        Ok(future)
+        Ok(waiter.into_any())
     }
 
-    /// Leaves no registration behind, unless it is somebody else's by now.
+    /// Leaves nobody waiting.
     fn finish(&self, py: Python<'_>) -> PyResult<()> {
         let phase = std::mem::replace(&mut self.state.borrow_mut(py).phase, Phase::Finished);
         match phase {
-            Phase::Waiting { fd, waiter } => {
-                fd_watch::remove_waiter(self.event_loop.bind(py), fd, waiter.bind(py), self.writes)
+            Phase::Waiting { fd, waiter } if !waiter.get().is_over(py) => {
+                fd_watch::stop_waiting(self.event_loop.bind(py), fd, self.side, waiter.bind(py))
             }
-            Phase::Created | Phase::Finished => Ok(()),
+            Phase::Waiting { .. } | Phase::Created | Phase::Finished => Ok(()),
         }
+    }
+}
+
+/// None: the call would block.
+fn unless_blocked<T>(result: sys::Result<T>) -> PyResult<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_transient() => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
 #[pymethods]
 impl SocketOperation {
-    fn __await__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __iter__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.step(py)
-    }
-
-    /// As of a coroutine; only None makes sense.
-    #[pyo3(signature = (value, /))]
-    fn send<'py>(&self, py: Python<'py>, value: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        match value.is_none() {
-            true => self.step(py),
-            false => Err(PyTypeError::new_err("a socket operation can only be sent None")),
-        }
-    }
-
-    /// As of a coroutine: cancels the operation.
-    #[pyo3(signature = (exc, value=None, _traceback=None))]
-    fn throw(
-        &self,
-        py: Python<'_>,
-        exc: Bound<'_, PyAny>,
-        value: Option<Bound<'_, PyAny>>,
-        _traceback: Option<Bound<'_, PyAny>>,
-    ) -> PyResult<()> {
-        self.finish(py)?;
-        Err(match (exc.cast::<PyType>(), value) {
-            (Ok(class), None) => PyErr::from_type(class.clone(), ()),
-            (Ok(class), Some(value)) if !value.is_instance_of::<PyBaseException>() => {
-                PyErr::from_type(class.clone(), (value.unbind(),))
-            }
-            (_, value) => PyErr::from_value(value.unwrap_or(exc)),
-        })
-    }
-
-    /// As of a coroutine: gives the operation up.
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
-        self.finish(py)
-    }
-
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         Ok(format!("<SocketOperation {} {}>", self.name, self.socket.bind(py).repr()?))
     }
@@ -346,7 +374,8 @@ impl SocketOperation {
             match &state.work {
                 Work::Once { args, .. } => visit.call(args)?,
                 Work::SendAll { data, .. } => visit.call(data)?,
-                Work::Receive { .. } => {}
+                Work::ReceiveInto { buffer } => visit.call(buffer)?,
+                Work::Receive { .. } | Work::Accept => {}
             }
             if let Phase::Waiting { waiter, .. } = &state.phase {
                 visit.call(waiter)?;
@@ -360,6 +389,9 @@ impl Drop for SocketOperation {
     /// Dropped while it waits: whoever awaited it was dropped before.
     fn drop(&mut self) {
         Python::attach(|py| {
+            if !matches!(self.state.borrow_mut(py).phase, Phase::Waiting { .. }) {
+                return;
+            }
             let pending = PyErr::take(py);
             if let Err(error) = self.finish(py) {
                 error.write_unraisable(py, None);

@@ -3,6 +3,7 @@
 //! Each function takes a descriptor that its caller owns, retries nothing, and gives errno back as an [`Error`].
 
 pub mod files;
+pub mod names;
 
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
@@ -110,6 +111,16 @@ pub fn recv_from(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> Result<(usize, So
     Ok((size, address))
 }
 
+/// Keeps all signals from the calling thread: the process's others get them.
+pub fn block_signals() {
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the first call fills the set in; neither can fail with valid arguments.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut());
+    }
+}
+
 /// shutdown(2) of the sending side.
 pub fn shutdown_write(fd: RawFd) -> Result<()> {
     // SAFETY: no memory is involved.
@@ -182,6 +193,26 @@ impl SocketAddress {
             .map(|(address, _)| address)
     }
 
+    /// A copy of an address.
+    ///
+    /// # Safety
+    /// `length` bytes must lie at `address`, or it must be null.
+    pub unsafe fn copied(address: *const libc::sockaddr, length: libc::socklen_t) -> Self {
+        // SAFETY: all-zero bytes are a valid sockaddr_storage.
+        let mut storage: libc::sockaddr_storage = unsafe { mem::zeroed() };
+        let length = match address.is_null() {
+            true => 0,
+            false => (length as usize).min(mem::size_of::<libc::sockaddr_storage>()),
+        };
+        // SAFETY: the caller vouches for the source, the line above for the room; they are different memory.
+        unsafe { std::ptr::copy_nonoverlapping(address.cast::<u8>(), (&raw mut storage).cast(), length) };
+        SocketAddress { storage, length: length as libc::socklen_t }
+    }
+
+    pub fn raw(&self) -> (*const libc::sockaddr, libc::socklen_t) {
+        ((&raw const self.storage).cast(), self.length)
+    }
+
     pub fn v4(host: Ipv4Addr, port: u16) -> Self {
         // SAFETY: all-zero bytes are a valid sockaddr_in.
         let mut address: libc::sockaddr_in = unsafe { mem::zeroed() };
@@ -191,12 +222,14 @@ impl SocketAddress {
         Self::of(address)
     }
 
-    pub fn v6(host: Ipv6Addr, port: u16) -> Self {
+    pub fn v6(host: Ipv6Addr, port: u16, flow_info: u32, scope_id: u32) -> Self {
         // SAFETY: all-zero bytes are a valid sockaddr_in6.
         let mut address: libc::sockaddr_in6 = unsafe { mem::zeroed() };
         address.sin6_family = libc::AF_INET6 as _;
         address.sin6_port = port.to_be();
         address.sin6_addr.s6_addr = host.octets();
+        address.sin6_flowinfo = flow_info.to_be();
+        address.sin6_scope_id = scope_id;
         Self::of(address)
     }
 
@@ -213,7 +246,7 @@ impl SocketAddress {
     }
 
     /// The bytes that count.
-    fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         let length = (self.length as usize).min(mem::size_of::<libc::sockaddr_storage>());
         // SAFETY: the storage is initialised throughout, and `length` stays within it.
         unsafe { std::slice::from_raw_parts((&raw const self.storage).cast(), length) }
@@ -235,7 +268,7 @@ impl SocketAddress {
                 // SAFETY: as above.
                 let address: &libc::sockaddr_in6 = unsafe { &*(&raw const self.storage).cast() };
                 Address::V6 {
-                    host: Ipv6Addr::from(address.sin6_addr.s6_addr).to_string(),
+                    host: ipv6_text(Ipv6Addr::from(address.sin6_addr.s6_addr)),
                     port: u16::from_be(address.sin6_port),
                     flow_info: u32::from_be(address.sin6_flowinfo),
                     scope_id: address.sin6_scope_id,
@@ -256,6 +289,17 @@ impl SocketAddress {
             path.truncate(path.iter().position(|&byte| byte == 0).unwrap_or(path.len()));
         }
         path
+    }
+}
+
+/// As inet_ntop(3) writes it: Rust does not write the deprecated addresses that hold an IPv4 one and nothing else with
+/// dots.
+fn ipv6_text(address: Ipv6Addr) -> String {
+    match address.octets() {
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d] if (a, b) != (0, 0) => {
+            format!("::{}", Ipv4Addr::new(a, b, c, d))
+        }
+        _ => address.to_string(),
     }
 }
 

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import weakref
-from asyncio import base_events, sslproto, unix_events
+from asyncio import sslproto, unix_events
 from collections.abc import Callable
 from typing import Any, TypeVarTuple, Unpack
 
@@ -28,7 +28,6 @@ _core._check_interpreter()
 streams.use()
 
 _Selector: Any = unix_events._UnixSelectorEventLoop
-_wake: Any = asyncio.futures._set_result_unless_cancelled  # type: ignore[attr-defined]
 
 _Ts = TypeVarTuple("_Ts")
 
@@ -200,37 +199,6 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
     _sock_connect = _Selector._sock_connect
     _sock_connect_cb = _Selector._sock_connect_cb
     _sock_write_done = _Selector._sock_write_done
-
-    async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
-        """Accept a connection on a listening socket; return its socket, which does not block, and the peer's
-        address.
-
-        Cancelled at any point, it has not taken a connection out of the queue. As `asyncio.loop.sock_accept`.
-        """
-        base_events._check_ssl_socket(sock)  # type: ignore[attr-defined]
-        if self.get_debug() and sock.gettimeout() != 0:
-            raise ValueError("the socket must be non-blocking")
-        while True:
-            try:
-                connection, address = sock.accept()
-            except (BlockingIOError, InterruptedError):
-                await self._wait_readable(sock)
-            else:
-                connection.setblocking(False)
-                return connection, address
-
-    async def _wait_readable(self, sock: socket.socket) -> None:
-        waiter = self.create_future()
-        # The number, because a socket that is closed meanwhile has none.
-        fd = sock.fileno()
-        self._ensure_fd_no_transport(fd)
-        handle = self._add_reader(fd, _wake, waiter, None)
-        try:
-            await waiter
-        finally:
-            # Unless somebody has registered another reader in its place.
-            if not handle.cancelled():
-                self._remove_reader(fd)
 
     # Sendfile.
 

@@ -26,6 +26,7 @@ use crate::fd_watch::FdWatch;
 use crate::handle::{Handle, ReturnSignal, TimerHandle};
 use crate::py::AttachedCell;
 use crate::reactor::{Key, Poller, Reactor};
+use crate::resolver::{self, NameService};
 use crate::sys;
 use crate::timers::TimerQueue;
 use crate::transport::{Listener, StreamTransport, Transport};
@@ -124,9 +125,19 @@ pub struct EventLoop {
     /// The thread that runs the loop, as `threading.get_ident()` names it.
     thread_id: AttachedCell<Option<u64>>,
     shared: Shared,
+    name_service: AttachedCell<Option<Py<NameService>>>,
 }
 
 impl EventLoop {
+    pub fn name_service<'py>(&self, py: Python<'py>) -> Option<Bound<'py, NameService>> {
+        self.name_service.borrow_mut(py).as_ref().map(|service| service.bind(py).clone())
+    }
+
+    pub fn set_name_service(&self, py: Python<'_>, service: Option<Bound<'_, NameService>>) {
+        let old = self.name_service.replace(py, service.map(Bound::unbind));
+        drop(old);
+    }
+
     pub fn is_debug(&self, py: Python<'_>) -> bool {
         self.debug.get(py)
     }
@@ -155,7 +166,8 @@ impl EventLoop {
         let timers = self.timers.replace(py, TimerQueue::new());
         let owners = self.reactor.borrow_mut(py).as_mut().map(Reactor::take_all);
         let turn = self.turn.replace(py, Turn::default());
-        drop((incoming, ready, timers, owners, turn));
+        let names = self.name_service.replace(py, None);
+        drop((incoming, ready, timers, owners, turn, names));
     }
 
     fn take_incoming(&self) -> Vec<Ready> {
@@ -197,6 +209,7 @@ impl EventLoop {
             closed: AttachedCell::new(false),
             debug: AttachedCell::new(false),
             thread_id: AttachedCell::new(None),
+            name_service: AttachedCell::new(None),
             shared: Shared {
                 incoming: Mutex::new(Vec::new()),
                 has_incoming: AtomicBool::new(false),
@@ -247,20 +260,21 @@ impl EventLoop {
     }
 
     /// In a child process, just forked: parts from what the parent goes on using.
-    fn _after_fork(&self, py: Python<'_>) -> PyResult<()> {
-        if self.check_open(py).is_err() {
+    fn _after_fork(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        if this.check_open(py).is_err() {
             return Ok(());
         }
-        let (poller, waker) = self.with_reactor(py, |reactor| -> PyResult<_> {
+        let (poller, waker) = this.with_reactor(py, |reactor| -> PyResult<_> {
             let poller = reactor.renew()?;
             Ok((poller, reactor.waker()?))
         })??;
         // The thread that sat in the poll is not there any more, unless it is this one, which is not in it.
-        self.shared.sleeping.store(false, Ordering::SeqCst);
-        let waker = self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::new(waker));
-        drop((self.poller.replace(py, Some(poller)), waker));
-        self.forget_jobs(py);
-        Ok(())
+        this.shared.sleeping.store(false, Ordering::SeqCst);
+        let waker = this.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::new(waker));
+        drop((this.poller.replace(py, Some(poller)), waker));
+        this.forget_jobs(py);
+        resolver::after_fork(slf)
     }
 
     // What `BaseEventLoop` keeps in attributes, its own code and other people's reads and assigns. Here they are
@@ -356,6 +370,9 @@ impl EventLoop {
             for transport in &turn.senders {
                 visit.call(transport)?;
             }
+        }
+        if let Ok(names) = self.name_service.borrow_for_traverse() {
+            visit.call(names.as_ref())?;
         }
         if let Ok(incoming) = self.shared.incoming.try_lock() {
             for item in incoming.iter() {

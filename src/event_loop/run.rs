@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 
 use super::{EventLoop, Owner, Ready};
 use crate::fd_watch;
@@ -111,7 +111,7 @@ impl EventLoop {
         };
         for transport in senders {
             let sent = StreamTransport::send_held_back(transport.bind(py));
-            ended = ended.and(Self::report_unless_fatal(slf, sent));
+            ended = ended.and(Self::report_unless_fatal(slf, intern!(py, "Exception in a transport"), sent));
         }
         ended
     }
@@ -188,7 +188,7 @@ impl EventLoop {
     }
 
     fn queue_events(&self, py: Python<'_>, events: impl Iterator<Item = (Key, Readiness)>) {
-        let mut cancelled = Vec::new();
+        let mut garbage = fd_watch::Garbage::default();
         {
             let mut reactor = self.reactor.borrow_mut(py);
             let Some(reactor) = reactor.as_mut() else { return };
@@ -197,14 +197,10 @@ impl EventLoop {
                 match reactor.owner(key) {
                     // The registration is over; the kernel had the event already.
                     None => {}
-                    // The handles are queued, not the source: cancelling them until they run must do.
-                    Some(Owner::Watch(watch)) => {
-                        if watch.has_cancelled(py) {
-                            cancelled.extend(fd_watch::take_cancelled(py, reactor, key));
-                        }
-                        if let Some(Owner::Watch(watch)) = reactor.owner(key) {
-                            ready.extend(watch.ready_handles(py, readiness).map(Ready::Call));
-                        }
+                    Some(Owner::Watch(_)) => {
+                        fd_watch::on_event(py, reactor, key, readiness, &mut garbage, |handle| {
+                            ready.push_back(Ready::Call(handle));
+                        });
                     }
                     Some(Owner::Transport(_) | Owner::Listener(_)) => {
                         let first = reactor.mark_ready(key, readiness);
@@ -213,8 +209,7 @@ impl EventLoop {
                 }
             }
         }
-        // Dropped where Python code may run.
-        drop(cancelled);
+        drop(garbage);
     }
 
     fn queue_due_timers(&self, py: Python<'_>, end: f64) {
@@ -243,11 +238,15 @@ impl EventLoop {
                 finished.deliver(py)
             }
         };
-        Self::report_unless_fatal(slf, result)
+        Self::report_unless_fatal(slf, message, result)
     }
 
     /// Keeps what has gone wrong with a transport from leaving the loop.
-    fn report_unless_fatal(slf: &Bound<'_, Self>, result: PyResult<()>) -> PyResult<()> {
+    fn report_unless_fatal(
+        slf: &Bound<'_, Self>,
+        message: &Bound<'_, PyString>,
+        result: PyResult<()>,
+    ) -> PyResult<()> {
         let py = slf.py();
         match result {
             Err(error) if !is_fatal(py, &error) => {

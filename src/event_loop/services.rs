@@ -4,7 +4,6 @@ use std::mem::MaybeUninit;
 use std::num::NonZero;
 use std::os::fd::RawFd;
 
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
@@ -34,6 +33,11 @@ impl EventLoop {
         }
         this.push_ready(py, Ready::Call(Py::new(py, handle)?));
         Ok(())
+    }
+
+    /// Runs a handle that is made already in the next iteration.
+    pub fn schedule_handle(&self, py: Python<'_>, handle: Py<Handle>) {
+        self.push_ready(py, Ready::Call(handle));
     }
 
     /// Lets a transport begin to read when what is scheduled by now has run: its protocol's `connection_made`.
@@ -112,10 +116,8 @@ impl EventLoop {
 
 /// Tells the callbacks that were registered for a file which is closed by now: they will never run.
 pub fn cancel_stale(py: Python<'_>, stale: Option<Owner>) -> PyResult<()> {
-    if let Some(Owner::Watch(watch)) = stale {
-        for handle in watch.into_handles() {
-            handle.call_method0(py, intern!(py, "cancel"))?;
-        }
+    match stale {
+        Some(Owner::Watch(watch)) => watch.cancel(py),
+        Some(Owner::Transport(_) | Owner::Listener(_)) | None => Ok(()),
     }
-    Ok(())
 }

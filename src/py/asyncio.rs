@@ -26,6 +26,8 @@ pub struct Asyncio {
     pub convert_future_exception: Py<PyAny>,
     pub check_ssl_socket: Py<PyAny>,
     pub set_nodelay: Py<PyAny>,
+    pub cancelled_error: Py<PyAny>,
+    pub invalid_state_error: Py<PyAny>,
     pub logger: Py<PyAny>,
 }
 
@@ -59,6 +61,8 @@ impl Asyncio {
                 convert_future_exception: attribute("asyncio.futures", "_convert_future_exc")?,
                 check_ssl_socket: attribute("asyncio.base_events", "_check_ssl_socket")?,
                 set_nodelay: attribute("asyncio.base_events", "_set_nodelay")?,
+                cancelled_error: attribute("asyncio.exceptions", "CancelledError")?,
+                invalid_state_error: attribute("asyncio.exceptions", "InvalidStateError")?,
                 logger: attribute("asyncio.log", "logger")?,
             })
         })

@@ -30,7 +30,7 @@ pub fn from_python(family: libc::c_int, address: &Bound<'_, PyTuple>) -> Option<
     match (family, address.len()) {
         (libc::AF_INET, 2) => Some(SocketAddress::v4(host.parse::<Ipv4Addr>().ok()?, port)),
         // With a scope in its name, or flow information, it is the socket module's.
-        (libc::AF_INET6, 2) => Some(SocketAddress::v6(host.parse::<Ipv6Addr>().ok()?, port)),
+        (libc::AF_INET6, 2) => Some(SocketAddress::v6(host.parse::<Ipv6Addr>().ok()?, port, 0, 0)),
         _ => None,
     }
 }

@@ -213,6 +213,14 @@ impl Transport {
         }
     }
 
+    pub fn event_loop(&self) -> &EventLoop {
+        self.event_loop.get()
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.fd
+    }
+
     pub(super) fn is_debug(&self, py: Python<'_>) -> bool {
         self.event_loop.get().is_debug(py)
     }

@@ -15,6 +15,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView, PyTuple, PyType};
 
 use super::address;
 use super::base::{Parts, Transport};
+use super::peers::Peers;
 use super::protocol::Protocol;
 use super::socket::{self, Socket};
 use crate::event_loop::EventLoop;
@@ -36,9 +37,7 @@ pub struct DatagramTransport {
     connected: bool,
     family: libc::c_int,
     queue: AttachedCell<VecDeque<Datagram>>,
-    /// The last address that was written to or read from, in both its forms: peers come in runs.
-    last_target: AttachedCell<Option<(Py<PyTuple>, SocketAddress)>>,
-    last_sender: AttachedCell<Option<(SocketAddress, Py<PyAny>)>>,
+    peers: AttachedCell<Peers>,
 }
 
 struct Datagram {
@@ -69,8 +68,7 @@ impl EventLoop {
             connected,
             family: sock.getattr(intern!(py, "family"))?.extract()?,
             queue: AttachedCell::new(VecDeque::new()),
-            last_target: AttachedCell::new(None),
-            last_sender: AttachedCell::new(None),
+            peers: AttachedCell::new(Peers::default()),
         };
         let transport = Transport::new(Parts {
             name: "DatagramTransport",
@@ -140,15 +138,8 @@ impl DatagramTransport {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.remote)?;
-        if let Ok(last) = self.last_target.borrow_for_traverse() {
-            if let Some((target, _)) = last.as_ref() {
-                visit.call(target)?;
-            }
-        }
-        if let Ok(last) = self.last_sender.borrow_for_traverse() {
-            if let Some((_, sender)) = last.as_ref() {
-                visit.call(sender)?;
-            }
+        if let Ok(peers) = self.peers.borrow_for_traverse() {
+            peers.traverse(visit)?;
         }
         if let Ok(queue) = self.queue.borrow_for_traverse() {
             for datagram in queue.iter() {
@@ -159,11 +150,7 @@ impl DatagramTransport {
     }
 
     fn __clear__(&self, py: Python<'_>) {
-        let parts = (
-            self.queue.replace(py, VecDeque::new()),
-            self.last_target.replace(py, None),
-            self.last_sender.replace(py, None),
-        );
+        let parts = (self.queue.replace(py, VecDeque::new()), self.peers.replace(py, Peers::default()));
         drop(parts);
     }
 }
@@ -219,13 +206,12 @@ impl DatagramTransport {
     /// The address as the kernel wants it, if it is a pair of an address in digits and a port.
     fn parse_target(&self, py: Python<'_>, target: &Bound<'_, PyAny>) -> PyResult<Option<SocketAddress>> {
         let Ok(tuple) = target.cast_exact::<PyTuple>() else { return Ok(None) };
-        if let Some((known, address)) = self.last_target.borrow_mut(py).as_ref() {
-            if known.is(tuple) {
-                return Ok(Some(*address));
-            }
+        let known = self.peers.borrow_mut(py).target(tuple);
+        if known.is_some() {
+            return Ok(known);
         }
         let Some(parsed) = address::from_python(self.family, tuple) else { return Ok(None) };
-        let old = self.last_target.replace(py, Some((tuple.clone().unbind(), parsed)));
+        let old = self.peers.borrow_mut(py).written_to(parsed, tuple);
         drop(old);
         Ok(Some(parsed))
     }
@@ -308,17 +294,17 @@ impl DatagramTransport {
     }
 
     fn sender<'py>(&self, py: Python<'py>, sender: SocketAddress) -> PyResult<Bound<'py, PyAny>> {
-        if let Some((known, object)) = self.last_sender.borrow_mut(py).as_ref() {
-            if *known == sender {
-                return Ok(object.bind(py).clone());
-            }
+        let known = self.peers.borrow_mut(py).sender(py, &sender);
+        if let Some((known, old)) = known {
+            drop(old);
+            return Ok(known.into_any());
         }
-        let object = match address::to_python(py, &sender)? {
-            Some(object) => object,
-            None => py.None().into_bound(py),
-        };
-        let old = self.last_sender.replace(py, Some((sender, object.clone().unbind())));
-        drop(old);
+        let Some(object) = address::to_python(py, &sender)? else { return Ok(py.None().into_bound(py)) };
+        // A Unix socket's is a name, and quickly made.
+        if let Ok(tuple) = object.cast_exact::<PyTuple>() {
+            let old = self.peers.borrow_mut(py).heard(sender, tuple);
+            drop(old);
+        }
         Ok(object)
     }
 

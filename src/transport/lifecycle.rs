@@ -19,7 +19,7 @@ const SILENT_LOST_WRITES: u32 = 5;
 #[pymethods]
 impl Transport {
     /// Whether the transport is closing or closed. As `asyncio.BaseTransport.is_closing`.
-    pub(super) fn is_closing(&self, py: Python<'_>) -> bool {
+    pub fn is_closing(&self, py: Python<'_>) -> bool {
         self.state.borrow_mut(py).closing
     }
 
@@ -69,6 +69,11 @@ impl Transport {
 }
 
 impl Transport {
+    /// Whether something is still to be sent.
+    pub fn is_sending(&self, py: Python<'_>) -> bool {
+        self.state.borrow_mut(py).pending > 0
+    }
+
     /// An error that ends the connection. What the network does is no news; everything else is reported.
     pub(super) fn fatal_error(slf: &Bound<'_, Self>, error: PyErr, message: &str) -> PyResult<()> {
         let py = slf.py();

@@ -10,11 +10,13 @@ mod datagram;
 mod flow;
 mod lifecycle;
 mod listener;
+mod peers;
 mod protocol;
 mod socket;
 mod stream;
 mod streams;
 
+pub use address::to_python as address_to_python;
 pub use base::Transport;
 pub use data::Data;
 pub use datagram::DatagramTransport;

@@ -1152,3 +1152,36 @@ def test_many_endpoints(loop: asyncio.AbstractEventLoop) -> None:
         await server.close()
 
     run(loop, main())
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
+def test_each_of_many_peers_is_answered(loop: asyncio.AbstractEventLoop, family: int) -> None:
+    """More of them than addresses are remembered, in turns; each with the address that is its own."""
+    host = LOCALHOST if family == socket.AF_INET else "::1"
+
+    class Echo(Recorder):
+        def datagram_received(self, data: bytes, addr: Any) -> None:
+            super().datagram_received(data, addr)
+            # By the object itself and by an equal one.
+            self.transport.sendto(data, addr if data[0] % 2 else (*addr[:2],))
+
+    async def main() -> None:
+        transport, protocol = await loop.create_datagram_endpoint(Echo, local_addr=(host, 0))
+        server = transport.get_extra_info("sockname")
+        clients = [socket.socket(family, socket.SOCK_DGRAM) for _ in range(200)]
+        for client in clients:
+            client.setblocking(False)
+            client.bind((host, 0))
+        for turn in range(3):
+            for number, client in enumerate(clients):
+                message = bytes([number, turn])
+                client.sendto(message, server)
+                data, address = await loop.sock_recvfrom(client, 10)
+                assert (data, address) == (message, server)
+                assert protocol.received.pop() == (message, client.getsockname())
+        for client in clients:
+            client.close()
+        transport.close()
+        await until(lambda: protocol.lost)
+
+    run(loop, main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextvars
+import gc
 import io
 import os
 import pty
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from .support import Caught, fill, pipe, run, run_once, run_until, socketpair
+from .support import BIG, Caught, fill, pipe, run, run_once, run_until, socketpair, tcp_pair, until
 
 
 @pytest.fixture
@@ -484,6 +485,122 @@ def test_a_regular_file_is_refused(loop: asyncio.AbstractEventLoop, method: str)
         # Nothing is left behind of it.
         assert loop.remove_reader(file) is False
         assert loop.remove_writer(file) is False
+
+
+@pytest.mark.parametrize("side", ["reader", "writer"])
+def test_a_closed_socket_is_removed_by_what_it_was_added_by(
+    loop: asyncio.AbstractEventLoop, pair: Pair, side: str
+) -> None:
+    left, _ = pair
+    log: list[str] = []
+    getattr(loop, f"add_{side}")(left, log.append, "called")
+    left.close()
+    assert getattr(loop, f"remove_{side}")(left) is True
+    with pytest.raises(ValueError, match="^Invalid file descriptor: -1$"):
+        getattr(loop, f"remove_{side}")(left)
+    run_once(loop)
+    assert not log
+
+
+@pytest.mark.parametrize("method", REMOVE)
+def test_a_closed_socket_that_was_added_by_its_number_is_not_known(
+    loop: asyncio.AbstractEventLoop, pair: Pair, method: str
+) -> None:
+    left, _ = pair
+    fd = left.fileno()
+    loop.add_reader(fd, print)
+    loop.add_writer(left, print)
+    left.close()
+    with pytest.raises(ValueError, match="^Invalid file descriptor: -1$"):
+        call(loop, method, left)
+    loop.close()
+
+
+@pytest.mark.parametrize("side", ["reader", "writer"])
+def test_a_closed_descriptor_is_removed_by_its_number(
+    loop: asyncio.AbstractEventLoop, pair: Pair, side: str
+) -> None:
+    left, _ = pair
+    fd = left.fileno()
+    getattr(loop, f"add_{side}")(fd, print)
+    left.close()
+    assert getattr(loop, f"remove_{side}")(fd) is True
+    assert getattr(loop, f"remove_{side}")(fd) is False
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_watched_file_object_is_kept_open(loop: asyncio.AbstractEventLoop) -> None:
+    left, right = socketpair()
+    fd = left.fileno()
+    log: list[bytes] = []
+    loop.add_reader(left, lambda: log.append(os.read(fd, 10)))
+    loop.add_writer(fd, lambda: loop.remove_writer(fd))
+    del left
+    gc.collect()
+    right.send(b"there")
+    run_until(loop, lambda: log)
+    assert log == [b"there"]
+    loop.remove_reader(fd)
+    gc.collect()
+    with pytest.raises(OSError):
+        os.fstat(fd)
+    right.close()
+
+
+class Lost(asyncio.Protocol):
+    def __init__(self) -> None:
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(exc)
+
+
+def test_a_closing_transports_number_can_be_watched_and_it_sends_what_is_left(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    left, right = tcp_pair()
+
+    async def main() -> None:
+        transport, protocol = await loop.create_connection(Lost, sock=left)
+        transport.write(b"x" * BIG)
+        assert transport.get_write_buffer_size() > 0
+        transport.close()
+        log: list[bytes] = []
+        fd = left.fileno()
+
+        def read() -> None:
+            log.append(os.read(fd, 100))
+            loop.remove_reader(fd)
+
+        loop.add_reader(fd, read)
+        right.send(b"for the reader")
+        await until(lambda: log)
+        assert loop.remove_reader(fd) is False
+        received = 0
+        while data := await loop.sock_recv(right, 1 << 20):
+            received += len(data)
+        assert received == BIG
+        assert await protocol.lost is None
+
+    run(loop, main())
+    right.close()
+
+
+@pytest.mark.parametrize("side", ["reader", "writer"])
+def test_a_closing_transports_number_is_not_in_the_way(loop: asyncio.AbstractEventLoop, side: str) -> None:
+    left, right = tcp_pair()
+
+    async def main() -> None:
+        transport, protocol = await loop.create_connection(Lost, sock=left)
+        fd = left.fileno()
+        transport.close()
+        assert getattr(loop, f"remove_{side}")(fd) is False
+        getattr(loop, f"add_{side}")(fd, lambda: None)
+        assert getattr(loop, f"remove_{side}")(fd) is True
+        assert await protocol.lost is None
+
+    run(loop, main())
+    right.close()
 
 
 @pytest.mark.parametrize("method", REMOVE)

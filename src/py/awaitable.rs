@@ -1,0 +1,154 @@
+//! Awaitables made in Rust, which are to `await` what a coroutine is.
+//!
+//! A coroutine hands its result over in a StopIteration, unless it is asked by the C slot `am_send`, as tasks and
+//! `await` do: then result and future come without an exception. pyo3 knows no name for that slot, so it is put into
+//! the finished class here.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use pyo3::PyClass;
+use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyStopIteration, PyTypeError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyType;
+
+/// What one step of an awaitable came to.
+pub enum Step<'py> {
+    /// It waits for this future.
+    Wait(Bound<'py, PyAny>),
+    /// It is done, and this is the result.
+    Done(Bound<'py, PyAny>),
+}
+
+/// A class with a coroutine's methods; `coroutine_methods!` gives it those.
+pub trait Awaitable: PyClass {
+    /// Goes on until it must wait.
+    fn step<'py>(slf: &Bound<'py, Self>) -> PyResult<Step<'py>>;
+
+    /// Nobody wants the result any more.
+    fn give_up(slf: &Bound<'_, Self>) -> PyResult<()>;
+
+    /// What a program may send into it: only None makes sense.
+    fn send<'py>(slf: &Bound<'py, Self>, value: &Bound<'_, PyAny>) -> PyResult<Step<'py>> {
+        match value.is_none() {
+            true => Self::step(slf),
+            false => Err(PyTypeError::new_err("only None can be sent to it")),
+        }
+    }
+}
+
+/// A step as Python's iterators have it.
+pub fn iterate<'py, T: Awaitable>(
+    slf: &Bound<'py, T>,
+    value: &Bound<'_, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    match T::send(slf, value)? {
+        Step::Wait(future) => Ok(future),
+        Step::Done(result) => Err(PyStopIteration::new_err((result.unbind(),))),
+    }
+}
+
+/// The exception that `throw(exc, value)` means.
+pub fn thrown(exc: Bound<'_, PyAny>, value: Option<Bound<'_, PyAny>>) -> PyErr {
+    match (exc.cast::<PyType>(), value) {
+        (Ok(class), None) => PyErr::from_type(class.clone(), ()),
+        (Ok(class), Some(value)) if !value.is_instance_of::<PyBaseException>() => {
+            PyErr::from_type(class.clone(), (value.unbind(),))
+        }
+        (_, value) => PyErr::from_value(value.unwrap_or(exc)),
+    }
+}
+
+/// The methods of a coroutine, for a class that is [`Awaitable`].
+macro_rules! coroutine_methods {
+    ($class:ident) => {
+        #[pymethods]
+        impl $class {
+            fn __await__(slf: Py<Self>) -> Py<Self> {
+                slf
+            }
+
+            fn __iter__(slf: Py<Self>) -> Py<Self> {
+                slf
+            }
+
+            fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+                $crate::py::iterate(slf, &slf.py().None().into_bound(slf.py()))
+            }
+
+            /// As of a coroutine; only None makes sense.
+            #[pyo3(signature = (value, /))]
+            fn send<'py>(slf: &Bound<'py, Self>, value: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+                $crate::py::iterate(slf, value)
+            }
+
+            /// As of a coroutine: cancels the operation.
+            #[pyo3(signature = (exc, value=None, _traceback=None))]
+            fn throw(
+                slf: &Bound<'_, Self>,
+                exc: Bound<'_, PyAny>,
+                value: Option<Bound<'_, PyAny>>,
+                _traceback: Option<Bound<'_, PyAny>>,
+            ) -> PyResult<()> {
+                $crate::py::Awaitable::give_up(slf)?;
+                Err($crate::py::thrown(exc, value))
+            }
+
+            /// As of a coroutine: gives the operation up.
+            fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
+                $crate::py::Awaitable::give_up(slf)
+            }
+        }
+    };
+}
+pub(crate) use coroutine_methods;
+
+/// Puts the slot into the class; once, before an instance is made.
+pub fn install_send<T: Awaitable>(py: Python<'_>) -> PyResult<()> {
+    let class = py.get_type::<T>();
+    let class = class.as_type_ptr();
+    // SAFETY: attached. A class that pyo3 makes is a heap type, whose `tp_as_async` points into the type object itself,
+    // for as long as that lives. The module is being made, so there are neither instances nor subclasses yet that could
+    // have copied the slots. `PyType_Modified` makes the interpreter forget what it has cached of the class.
+    unsafe {
+        let Some(methods) = (*class).tp_as_async.as_mut() else {
+            return Err(PyRuntimeError::new_err("a class without __await__"));
+        };
+        methods.am_send = Some(send::<T>);
+        ffi::PyType_Modified(class);
+    }
+    Ok(())
+}
+
+/// The slot.
+unsafe extern "C" fn send<T: Awaitable>(
+    slf: *mut ffi::PyObject,
+    value: *mut ffi::PyObject,
+    result: *mut *mut ffi::PyObject,
+) -> ffi::PySendResult {
+    Python::attach(|py| {
+        // SAFETY: the interpreter calls a class's slot with an instance of the class, and with a value; both references
+        // are the caller's for as long as the call lasts.
+        let (slf, value) = unsafe {
+            let slf = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
+            (slf, Bound::from_borrowed_ptr(py, value))
+        };
+        // Through C code a panic must not unwind.
+        let step = catch_unwind(AssertUnwindSafe(|| T::send(&slf, &value)));
+        let (outcome, object) = match step {
+            Ok(Ok(Step::Wait(future))) => (ffi::PySendResult::PYGEN_NEXT, future.into_ptr()),
+            Ok(Ok(Step::Done(value))) => (ffi::PySendResult::PYGEN_RETURN, value.into_ptr()),
+            Ok(Err(error)) => {
+                error.restore(py);
+                (ffi::PySendResult::PYGEN_ERROR, std::ptr::null_mut())
+            }
+            Err(_panic) => {
+                PyRuntimeError::new_err("mioloop: an operation panicked").restore(py);
+                (ffi::PySendResult::PYGEN_ERROR, std::ptr::null_mut())
+            }
+        };
+        // SAFETY: `result` points to where the caller wants its new reference, or null beside an exception.
+        unsafe { *result = object };
+        outcome
+    })
+}
