@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import ssl
 import time
 from pathlib import Path
 
@@ -25,13 +26,16 @@ def private_bytes(pid: int) -> int:
     return sum(int(kib) * 1024 for kib in re.findall(r"^Private_\w+:\s+(\d+) kB", rollup, re.MULTILINE))
 
 
-def load_idle_connections(target: Target) -> Sample:
+def load_idle_connections(target: Target, secure: bool = False) -> Sample:
     host, port = target.address.split(":")
+    context = ssl._create_unverified_context() if secure else None
     with contextlib.ExitStack() as stack:
 
         def connect(count: int) -> None:
             for _ in range(count):
                 connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+                if context is not None:
+                    connection = stack.enter_context(context.wrap_socket(connection))
                 connection.sendall(b"hello")
                 if connection.recv(100) != b"hello":
                     raise LoadFailed("the server's echo is wrong")

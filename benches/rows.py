@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from . import files, http, micro, network, process
+from . import files, http, micro, network, process, tls
 from .row import InProcess, Served
 
-ROWS: tuple[InProcess | Served, ...] = (*micro.ROWS, *files.ROWS, *network.ROWS, *http.ROWS, *process.ROWS)
+ROWS: tuple[InProcess | Served, ...] = (
+    *micro.ROWS,
+    *files.ROWS,
+    *network.ROWS,
+    *tls.ROWS,
+    *http.ROWS,
+    *process.ROWS,
+)

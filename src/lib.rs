@@ -41,7 +41,7 @@ mod _core {
         _enable_streams, _use_streams, StreamOperation, StreamReaderMethods, StreamWriterMethods,
     };
     #[pymodule_export]
-    use crate::transport::{DatagramTransport, Listener, StreamTransport, Transport};
+    use crate::transport::{DatagramTransport, Listener, StreamTransport, TlsTransport, Transport};
     #[pymodule_export]
     use crate::waiter::Waiter;
 

@@ -19,10 +19,13 @@ import threading
 import weakref
 from asyncio import sslproto, unix_events
 from collections.abc import Callable
-from typing import Any, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, TypeVarTuple, Unpack
 
 from . import _core, streams
 from .signals import Signals
+
+if TYPE_CHECKING:
+    import ssl
 
 _core._check_interpreter()
 streams.use()
@@ -41,9 +44,14 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
 
     It has every method of `asyncio.AbstractEventLoop`, documented there, with the arguments that the running
     Python has.
+
+    `tls` says whose TLS it uses: "mioloop", its own, or "stdlib", the standard library's protocol, so that you
+    can tell whose fault a problem is. The default is what the environment variable MIOLOOP_TLS says when the
+    loop is made, and without that "mioloop". The attribute of the same name holds for connections made from
+    then on. Encryption is the `ssl` module's either way. Raises ValueError for any other name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: str | None = None) -> None:
         super().__init__()
         self._signals = Signals(self)
         _loops.add(self)
@@ -52,6 +60,11 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
             # Before, the policy has the watcher. A thread waits for each process where there are no pidfds.
             pidfd = unix_events.can_use_pidfd()
             self._watcher = unix_events._PidfdChildWatcher() if pidfd else unix_events._ThreadedChildWatcher()
+        try:
+            self.tls = os.environ.get("MIOLOOP_TLS") or "mioloop" if tls is None else tls
+        except ValueError:
+            self.close()
+            raise
 
     def run_forever(self) -> None:
         """Run until `stop()` is called, or `KeyboardInterrupt` or `SystemExit` is raised in a callback.
@@ -105,6 +118,16 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
         """
         return self._signals.remove(sig)
 
+    @property
+    def tls(self) -> str:
+        return self._tls
+
+    @tls.setter
+    def tls(self, tls: str) -> None:
+        if tls not in ("mioloop", "stdlib"):
+            raise ValueError(f'MIOLOOP_TLS or tls is to be "mioloop" or "stdlib", not {tls!r}')
+        self._tls = tls
+
     # Transports.
 
     def _make_ssl_transport(
@@ -121,11 +144,76 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
         server_hostname: str | None = None,
         **timeouts: Any,
     ) -> asyncio.Transport:
-        make: Any = sslproto.SSLProtocol
+        make: Any = _core.TlsTransport if self.tls == "mioloop" else sslproto.SSLProtocol
         ssl_protocol = make(self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts)
         self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server, context=context)
         transport: asyncio.Transport = ssl_protocol._app_transport
         return transport
+
+    async def start_tls(
+        self,
+        transport: asyncio.WriteTransport,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> asyncio.Transport | None:
+        """Make the connection of `transport` secure; return the transport that `protocol` is to use from now on.
+
+        Timeouts are in seconds. Raises TypeError for what is no context, or a transport that can't be upgraded,
+        and what a failed handshake raises. As `asyncio.loop.start_tls`.
+        """
+        if self.tls != "mioloop":
+            return await super().start_tls(
+                transport,
+                protocol,
+                sslcontext,
+                server_side=server_side,
+                server_hostname=server_hostname,
+                ssl_handshake_timeout=ssl_handshake_timeout,
+                ssl_shutdown_timeout=ssl_shutdown_timeout,
+            )
+        module: Any = sslproto.ssl  # type: ignore[attr-defined]
+        if module is None:
+            raise RuntimeError("Python ssl module is not available")
+        if not isinstance(sslcontext, module.SSLContext):
+            raise TypeError(f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}")
+        if not getattr(transport, "_start_tls_compatible", False):
+            raise TypeError(f"transport {transport!r} is not supported by start_tls()")
+        beneath: Any = transport
+        waiter = self.create_future()
+        secured = _core.TlsTransport(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            call_connection_made=False,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        # Nothing may come before connection_made.
+        beneath.pause_reading()
+        reader = getattr(protocol, "_stream_reader", None) if server_side else None
+        if reader is not None and reader._buffer:
+            # A client may have begun its handshake in the same segment as what asked for it.
+            secured.data_received(reader._buffer)
+            reader._buffer.clear()
+        beneath.set_protocol(secured)
+        begin = self.call_soon(secured.connection_made, transport)
+        resume = self.call_soon(beneath.resume_reading)
+        try:
+            await waiter
+        except BaseException:
+            transport.close()
+            begin.cancel()
+            resume.cancel()
+            raise
+        return secured
 
     _make_read_pipe_transport = _Selector._make_read_pipe_transport
     _make_write_pipe_transport = _Selector._make_write_pipe_transport
@@ -153,17 +241,21 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
         sslcontext: Any = None,
         server: Any = None,
         backlog: int = 100,
-        *rest: Any,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
         context: Any = None,
-        **timeouts: Any,
     ) -> None:
         if sslcontext is None:
             self._start_listening(protocol_factory, sock, server, backlog, context)
+        elif self.tls == "mioloop":
+            tls = (sslcontext, ssl_handshake_timeout, ssl_shutdown_timeout)
+            self._start_listening(protocol_factory, sock, server, backlog, context, tls)
         else:
-            # A TLS handshake takes a task of its own, whose errors are the standard library's business.
+            # A handshake takes a task of its own.
+            timeouts = (ssl_handshake_timeout, ssl_shutdown_timeout)
             options = {"context": context} if context is not None else {}
             _Selector._start_serving(
-                self, protocol_factory, sock, sslcontext, server, backlog, *rest, **timeouts, **options
+                self, protocol_factory, sock, sslcontext, server, backlog, *timeouts, **options
             )
 
     _accept_connection = _Selector._accept_connection

@@ -29,7 +29,7 @@ use crate::reactor::{Key, Poller, Reactor};
 use crate::resolver::{self, NameService};
 use crate::sys;
 use crate::timers::TimerQueue;
-use crate::transport::{Listener, StreamTransport, Transport};
+use crate::transport::{Listener, StreamTransport, TlsTransport, Transport};
 
 use jobs::Jobs;
 
@@ -93,6 +93,8 @@ struct Turn {
     last: u64,
     /// Transports that hold writes back until it ends.
     senders: Vec<Py<StreamTransport>>,
+    /// Transports that have put off something else: to encrypt what was written, to deliver what was received.
+    put_off: Vec<Py<TlsTransport>>,
 }
 
 /// What any thread may touch, without the interpreter lock's help.
@@ -368,6 +370,9 @@ impl EventLoop {
         }
         if let Ok(turn) = self.turn.borrow_for_traverse() {
             for transport in &turn.senders {
+                visit.call(transport)?;
+            }
+            for transport in &turn.put_off {
                 visit.call(transport)?;
             }
         }

@@ -25,7 +25,7 @@ use crate::handle::Handle;
 use crate::py::{Asyncio, is_fatal};
 use crate::reactor::{Key, Poller, Readiness};
 use crate::sys;
-use crate::transport::{Listener, StreamTransport, Transport};
+use crate::transport::{Listener, StreamTransport, TlsTransport, Transport};
 
 const POLL_INTERVAL: f64 = 250e-6;
 const POLL_ITERATIONS: u32 = 64;
@@ -72,7 +72,7 @@ impl EventLoop {
             this.take_over_incoming(py);
         }
         let mut now = sys::monotonic();
-        let idle = this.ready.borrow_mut(py).is_empty();
+        let idle = this.ready.borrow_mut(py).is_empty() && this.turn.borrow_mut(py).put_off.is_empty();
         let due = last_poll.iterations >= POLL_ITERATIONS || now - last_poll.time >= POLL_INTERVAL;
         if idle || due {
             let timeout = if idle { this.time_to_sleep(py, now) } else { Some(Duration::ZERO) };
@@ -104,6 +104,12 @@ impl EventLoop {
 
     fn end_turn(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, mut ended) = (slf.py(), Ok(()));
+        let put_off = std::mem::take(&mut slf.get().turn.borrow_mut(py).put_off);
+        // What they put off now is for the next iteration.
+        for transport in put_off {
+            let done = TlsTransport::end_of_iteration(transport.bind(py));
+            ended = ended.and(Self::report_unless_fatal(slf, done));
+        }
         let senders = {
             let mut turn = slf.get().turn.borrow_mut(py);
             turn.number = None;

@@ -4,13 +4,14 @@ use std::mem::MaybeUninit;
 use std::num::NonZero;
 use std::os::fd::RawFd;
 
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use super::{EventLoop, Owner, Ready};
 use crate::handle::Handle;
 use crate::reactor::{Direction, Key, Reactor, Readiness, Trigger};
-use crate::transport::{StreamTransport, Transport};
+use crate::transport::{StreamTransport, TlsTransport, Transport};
 
 /// As much as one read of a stream takes at most: the bound on what one connection gets in an iteration.
 pub const READ_SIZE: usize = 256 * 1024;
@@ -43,6 +44,17 @@ impl EventLoop {
     /// Lets a transport begin to read when what is scheduled by now has run: its protocol's `connection_made`.
     pub fn schedule_start(&self, py: Python<'_>, transport: Py<Transport>) {
         self.push_ready(py, Ready::Start(transport));
+    }
+
+    /// Lets a TLS transport do what it has put off, when all that is ready in this iteration has run.
+    pub fn at_end_of_iteration(&self, py: Python<'_>, transport: Py<TlsTransport>) {
+        self.turn.borrow_mut(py).put_off.push(transport);
+    }
+
+    /// Whether the loop runs, and this is its thread.
+    pub fn is_running_here(&self, py: Python<'_>) -> bool {
+        // SAFETY: asks the operating system for a number, and needs nothing for it.
+        self.thread_id.get(py) == Some(unsafe { ffi::PyThread_get_thread_ident() as u64 })
     }
 
     /// Gives a source another turn in the next iteration: it stopped before it was drained.

@@ -13,6 +13,8 @@ pub struct Asyncio {
     pub timer_handle: Py<PyType>,
     /// The class of every writable transport of asyncio's, by which it knows its own.
     pub transport: Py<PyType>,
+    /// The class of its TLS transports; programs go by the name.
+    pub tls_transport: Py<PyType>,
     /// Both a `Transport` and a `DatagramTransport`, as programs have come to expect.
     pub datagram_transport: Py<PyType>,
     pub buffered_protocol: Py<PyAny>,
@@ -45,6 +47,7 @@ impl Asyncio {
                     .or_else(|_| class("asyncio.events", "Handle"))?,
                 timer_handle: class("asyncio.events", "TimerHandle")?,
                 transport: class("asyncio.transports", "_FlowControlMixin")?,
+                tls_transport: class("asyncio.sslproto", "_SSLProtocolTransport")?,
                 datagram_transport: both(
                     py,
                     "asyncio.transports",

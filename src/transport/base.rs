@@ -107,7 +107,7 @@ impl Transport {
                 at_eof: false,
                 short_read_drains: parts.plain_stream,
                 pending: 0,
-                flow: FlowControl::new(),
+                flow: FlowControl::new(flow::DEFAULT_HIGH),
                 closing: false,
                 conn_lost: 0,
             }),

@@ -7,7 +7,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::StreamTransport;
+use super::{StreamTransport, TlsTransport, tls};
 use crate::event_loop::{EventLoop, Owner};
 use crate::py::{Asyncio, AttachedCell, copy_current_context, in_context, is_fatal};
 use crate::reactor::{Direction, Key, Readiness};
@@ -16,7 +16,7 @@ use crate::sys;
 /// How long to wait, in seconds, when descriptors or memory have run out (asyncio's `ACCEPT_RETRY_DELAY`).
 const RETRY_DELAY: f64 = 1.0;
 
-/// Accepts plain connections for an `asyncio.Server`.
+/// Accepts connections, plain or TLS, for an `asyncio.Server`.
 #[pyclass(frozen, weakref, module = "mioloop._core")]
 pub struct Listener {
     event_loop: Py<EventLoop>,
@@ -32,15 +32,21 @@ struct Parts {
     socket: Py<PyAny>,
     protocol_factory: Py<PyAny>,
     server: Option<Py<PyAny>>,
+    /// Connections are to be secure.
+    tls: Option<Tls>,
     key: Option<Key>,
     /// Waits before it tries again.
     paused: bool,
 }
 
+/// A context, and two timeouts in seconds or None, as `_start_serving` is given them.
+type Tls = (Py<PyAny>, Option<Py<PyAny>>, Option<Py<PyAny>>);
+
 #[pymethods]
 impl EventLoop {
     /// Accepts connections on `sock`, a listening socket that does not block, until `_stop_listening`.
-    #[pyo3(signature = (protocol_factory, sock, server, backlog, context=None))]
+    /// With `tls`, a context and the timeouts of handshake and shutdown, each connection is a TLS server's.
+    #[pyo3(signature = (protocol_factory, sock, server, backlog, context=None, tls=None))]
     fn _start_listening(
         slf: &Bound<'_, Self>,
         protocol_factory: Py<PyAny>,
@@ -48,6 +54,7 @@ impl EventLoop {
         server: Option<Py<PyAny>>,
         backlog: i64,
         context: Option<Py<PyAny>>,
+        tls: Option<Tls>,
     ) -> PyResult<()> {
         let py = slf.py();
         let fd: RawFd = sock.call_method0(intern!(py, "fileno"))?.extract()?;
@@ -56,7 +63,7 @@ impl EventLoop {
             None => copy_current_context(py)?,
         };
         let parts =
-            Parts { socket: sock.clone().unbind(), protocol_factory, server, key: None, paused: false };
+            Parts { socket: sock.clone().unbind(), protocol_factory, server, tls, key: None, paused: false };
         let listener = Listener {
             event_loop: slf.clone().unbind(),
             fd,
@@ -159,10 +166,15 @@ impl Listener {
 
     fn connected(slf: &Bound<'_, Self>, accepted: OwnedFd, peer: sys::SocketAddress) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        let (factory, server) = match this.parts.borrow_mut(py).as_ref() {
+        let (factory, server, tls) = match this.parts.borrow_mut(py).as_ref() {
             Some(parts) => (
                 parts.protocol_factory.clone_ref(py),
                 parts.server.as_ref().map(|server| server.clone_ref(py)),
+                parts.tls.as_ref().map(|(context, handshake, shutdown)| {
+                    let copy =
+                        |object: &Option<Py<PyAny>>| object.as_ref().map(|object| object.bind(py).clone());
+                    (context.bind(py).clone(), copy(handshake), copy(shutdown))
+                }),
             ),
             None => return Ok(()),
         };
@@ -172,6 +184,22 @@ impl Listener {
         let mut protocol = None;
         let made = in_context(&context, || factory.bind(py).call0()).and_then(|made| {
             let protocol = protocol.insert(made);
+            let secured;
+            let protocol = match tls {
+                None => &*protocol,
+                Some((context, handshake_timeout, shutdown_timeout)) => {
+                    let settings = tls::Settings {
+                        event_loop,
+                        context: &context,
+                        server_side: true,
+                        server_hostname: None,
+                        handshake_timeout,
+                        shutdown_timeout,
+                    };
+                    secured = TlsTransport::accepted(settings, protocol)?.into_any();
+                    &secured
+                }
+            };
             StreamTransport::accepted(event_loop, accepted, peer, protocol, server, context.unbind())
         });
         match made {
@@ -214,6 +242,11 @@ impl Listener {
                 visit.call(&parts.socket)?;
                 visit.call(&parts.protocol_factory)?;
                 visit.call(&parts.server)?;
+                if let Some((context, handshake_timeout, shutdown_timeout)) = &parts.tls {
+                    visit.call(context)?;
+                    visit.call(handshake_timeout)?;
+                    visit.call(shutdown_timeout)?;
+                }
             }
         }
         Ok(())

@@ -1,7 +1,8 @@
 //! Transports: what stands between a socket and a protocol.
 //!
 //! [`Transport`] is what all of them are: a socket, a protocol, flow control and an end. [`StreamTransport`] and
-//! [`DatagramTransport`] add how bytes go in and out. A [`Listener`] makes stream transports of what it accepts.
+//! [`DatagramTransport`] add how bytes go in and out. [`TlsTransport`]
+//! stands between a stream transport and a protocol. A [`Listener`] makes transports of what it accepts.
 
 mod address;
 mod base;
@@ -15,6 +16,7 @@ mod protocol;
 mod socket;
 mod stream;
 mod streams;
+mod tls;
 
 pub use address::to_python as address_to_python;
 pub use base::Transport;
@@ -23,3 +25,4 @@ pub use datagram::DatagramTransport;
 pub use listener::Listener;
 pub use stream::StreamTransport;
 pub use streams::{_enable_streams, _use_streams, StreamOperation, StreamReaderMethods, StreamWriterMethods};
+pub use tls::TlsTransport;

@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use super::base::Transport;
-use super::{StreamTransport, streams};
+use super::{StreamTransport, TlsTransport, streams, tls};
 use crate::py::Asyncio;
 use crate::sys;
 
@@ -98,6 +98,11 @@ pub(super) trait NativeProtocol: Sync {
         transport: &Bound<'_, StreamTransport>,
         size: usize,
     ) -> PyResult<()>;
+
+    /// The transport holds less than before.
+    fn sent(&self, _object: &Bound<'_, PyAny>) -> PyResult<()> {
+        Ok(())
+    }
 }
 
 /// Receives once from the socket.
@@ -105,5 +110,8 @@ pub(super) type Receive<'a> = &'a mut dyn FnMut(&mut [MaybeUninit<u8>]) -> sys::
 
 /// The Rust half of a protocol that has one.
 fn native(object: &Bound<'_, PyAny>) -> Option<&'static dyn NativeProtocol> {
-    streams::native(object)
+    match object.cast_exact::<TlsTransport>() {
+        Ok(_) => Some(tls::NATIVE),
+        Err(_) => streams::native(object),
+    }
 }

@@ -15,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 
@@ -111,3 +113,17 @@ def loop(loop_factory: LoopFactory, caught: Caught) -> Iterator[asyncio.Abstract
     gc.collect()
     assert not pending, f"tasks left behind: {pending}"
     assert not caught, f"the exception handler was called: {list(caught)}"
+
+
+@pytest.fixture
+def needs() -> Callable[[str], str]:
+    """Where a program is; a test that needs one is skipped without it, except where everything has to be there."""
+
+    def find(program: str) -> str:
+        path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+        if path is None:
+            assert not os.environ.get("CI"), f"{program} is missing"
+            pytest.skip(f"{program} is missing")
+        return path
+
+    return find

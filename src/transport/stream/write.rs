@@ -11,6 +11,7 @@ use super::write_buffer::MAX_PIECES;
 use crate::sys;
 use crate::transport::Transport;
 use crate::transport::data::Data;
+use crate::transport::protocol::{Kind, Protocol};
 
 pub(super) const WRITE_FAILED: &str = "Fatal write error on socket transport";
 
@@ -27,35 +28,17 @@ impl StreamTransport {
 
     /// Sends all the pieces of an iterable, as if they were one. As `asyncio.WriteTransport.writelines`.
     fn writelines(slf: &Bound<'_, Self>, list_of_data: &Bound<'_, PyAny>) -> PyResult<()> {
-        let (py, this, base) = (slf.py(), slf.get(), slf.as_super());
+        let py = slf.py();
         // Up to 3.11 asyncio joins the pieces and calls `write`, and so do its errors.
         let name = if py.version_info() >= (3, 12) { "writelines" } else { "write" };
-        this.check_may_write(py, name)?;
+        slf.get().check_may_write(py, name)?;
         // All of them are looked at before anything is sent: an error must not leave half a message on the wire.
         let pieces =
             list_of_data.try_iter()?.map(|piece| Data::new(&piece?)).collect::<PyResult<Vec<_>>>()?;
-        if pieces.iter().all(|piece| piece.as_slice().is_empty()) || base.get().is_lost(py)? {
+        if pieces.iter().all(|piece| piece.as_slice().is_empty()) {
             return Ok(());
         }
-        let size = pieces.iter().map(|piece| piece.as_slice().len()).sum();
-        let (held_back, was_empty) = (Self::holds_back(slf, size), this.is_empty(py));
-        for piece in &pieces {
-            this.output.borrow_mut(py).buffer.push(piece, 0);
-        }
-        if held_back {
-            return Self::held_back(slf);
-        }
-        if was_empty {
-            if let Err(error) = Self::flush(slf) {
-                return Transport::fatal_error(base, error.into(), WRITE_FAILED);
-            }
-            if this.is_empty(py) {
-                return Ok(());
-            }
-            Transport::watch_writable(base)?;
-        }
-        Self::note_pending(slf);
-        Transport::grown(base)
+        Self::write_pieces(slf, &pieces)
     }
 
     /// Sends no more after what is buffered; receiving goes on. As `asyncio.WriteTransport.write_eof`.
@@ -133,6 +116,34 @@ impl StreamTransport {
         Transport::grown(base)
     }
 
+    /// `writelines`, for Rust.
+    pub(in crate::transport) fn write_pieces(slf: &Bound<'_, Self>, pieces: &[Data<'_>]) -> PyResult<()> {
+        let (py, this, base) = (slf.py(), slf.get(), slf.as_super());
+        this.check_may_write(py, "writelines")?;
+        if base.get().is_lost(py)? {
+            return Ok(());
+        }
+        let size = pieces.iter().map(|piece| piece.as_slice().len()).sum();
+        let (held_back, was_empty) = (Self::holds_back(slf, size), this.is_empty(py));
+        for piece in pieces {
+            this.output.borrow_mut(py).buffer.push(piece, 0);
+        }
+        if held_back {
+            return Self::held_back(slf);
+        }
+        if was_empty {
+            if let Err(error) = Self::flush(slf) {
+                return Transport::fatal_error(base, error.into(), WRITE_FAILED);
+            }
+            if this.is_empty(py) {
+                return Ok(());
+            }
+            Transport::watch_writable(base)?;
+        }
+        Self::note_pending(slf);
+        Transport::grown(base)
+    }
+
     pub(super) fn is_empty(&self, py: Python<'_>) -> bool {
         self.output.borrow_mut(py).buffer.is_empty()
     }
@@ -190,9 +201,19 @@ impl StreamTransport {
         }
         Self::note_pending(slf);
         // The protocol may write more. What it raises does not keep the connection from ending.
-        let told = Transport::shrunk(base);
+        let told = Transport::shrunk(base).and_then(|()| Self::tell_sent(slf));
         let finished = if this.is_empty(py) { Self::finish_writing(slf) } else { Ok(()) };
         told.and(finished)
+    }
+
+    /// A protocol that is Rust may hold more itself, and count this.
+    fn tell_sent(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let protocol = match &slf.as_super().get().state.borrow_mut(py).protocol {
+            Some(Protocol { object, kind: Kind::Native(native) }) => Some((object.bind(py).clone(), *native)),
+            _ => None,
+        };
+        protocol.map_or(Ok(()), |(object, native)| native.sent(&object))
     }
 
     /// All is sent: what waited for it may go on.

@@ -45,6 +45,26 @@ pub(super) fn native(object: &Bound<'_, PyAny>) -> Option<&'static dyn NativePro
     classes.protocol.is_class_of(object).then_some(&StreamProtocol)
 }
 
+/// What calls the protocol's `connection_made` on behalf of a transport that is not a socket's. None where that is left
+/// to the protocol.
+pub(super) fn begins(protocol: &Bound<'_, PyAny>, is_debug: bool) -> Option<&'static Py<PyAny>> {
+    let classes = Classes::enabled(protocol.py())?;
+    (!is_debug && classes.protocol.is_class_of(protocol)).then_some(&classes.connection_made)
+}
+
+/// `data_received` with all the pieces at once, if they can be appended to the reader's buffer without it.
+pub(super) fn feed(protocol: &Bound<'_, PyAny>, pieces: &[Bound<'_, PyBytes>]) -> PyResult<bool> {
+    let Some(reader) = Hungry::behind(protocol)? else { return Ok(false) };
+    for (index, piece) in pieces.iter().enumerate() {
+        match append(&reader.buffer, piece.as_bytes()) {
+            // Somebody holds a view of the buffer; that fails before anything is appended.
+            Err(_) if index == 0 => return Ok(false),
+            appended => appended?,
+        }
+    }
+    reader.fed().map(|()| true)
+}
+
 struct StreamProtocol;
 
 impl NativeProtocol for StreamProtocol {

@@ -6,8 +6,8 @@ use pyo3::prelude::*;
 use super::attributes::{Attributes, is_false};
 use super::class::Classes;
 use super::operation::{Attempt, StreamOperation, Work};
-use crate::transport::StreamTransport;
 use crate::transport::data::Data;
+use crate::transport::{StreamTransport, TlsTransport};
 
 /// The methods that the core gives to writers.
 #[pyclass(subclass, frozen, name = "StreamWriter", module = "mioloop._core")]
@@ -21,9 +21,13 @@ impl StreamWriterMethods {
         let classes = Classes::get(py)?;
         if classes.fast_writer.is_class_of(writer)
             && let Some(transport) = Attributes::of(writer)?.get(intern!(py, "_transport"))?
-            && let Ok(transport) = transport.cast_exact::<StreamTransport>()
         {
-            return StreamTransport::write_data(transport, &Data::new(data)?);
+            if let Ok(transport) = transport.cast_exact::<StreamTransport>() {
+                return StreamTransport::write_data(transport, &Data::new(data)?);
+            }
+            if let Ok(transport) = transport.cast_exact::<TlsTransport>() {
+                return TlsTransport::write(transport, data);
+            }
         }
         classes.fast_writer.call_original(writer, "write", Some(data.clone())).map(drop)
     }
@@ -68,8 +72,14 @@ fn has_nothing_to_do(writer: &Bound<'_, PyAny>) -> PyResult<Option<bool>> {
             return Ok(None);
         }
     }
-    let Ok(transport) = transport.cast_exact::<StreamTransport>() else { return Ok(None) };
-    if transport.as_super().get().is_closing(py) || !classes.protocol.is_class_of(&protocol) {
+    let closing = if let Ok(transport) = transport.cast_exact::<StreamTransport>() {
+        transport.as_super().get().is_closing(py)
+    } else if let Ok(transport) = transport.cast_exact::<TlsTransport>() {
+        transport.get().is_closing(py)?
+    } else {
+        return Ok(None);
+    };
+    if closing || !classes.protocol.is_class_of(&protocol) {
         return Ok(None);
     }
     let protocol = Attributes::of(&protocol)?;

@@ -1,0 +1,247 @@
+//! Towards the transport beneath: what it calls, and how it is called.
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::work::Todo;
+use super::{Beneath, Phase, TlsTransport, not_connected};
+use crate::event_loop::EventLoop;
+use crate::py::Asyncio;
+use crate::sys;
+use crate::transport::protocol::{NativeProtocol, Receive};
+use crate::transport::{Data, StreamTransport, Transport};
+
+/// As much as OpenSSL is given at once: its buffer keeps the size it has grown to.
+const CHUNK: usize = 32 * 1024;
+
+/// TLS as the protocol of a stream transport, without a Python frame.
+struct Tls;
+
+pub(in crate::transport) static NATIVE: &dyn NativeProtocol = &Tls;
+
+impl NativeProtocol for Tls {
+    fn offer(
+        &self,
+        _object: &Bound<'_, PyAny>,
+        transport: &Bound<'_, StreamTransport>,
+        receive: Receive<'_>,
+    ) -> sys::Result<usize> {
+        let (py, base) = (transport.py(), transport.as_super().get());
+        base.event_loop.get().with_read_buffer(py, receive)
+    }
+
+    fn received(
+        &self,
+        object: &Bound<'_, PyAny>,
+        transport: &Bound<'_, StreamTransport>,
+        size: usize,
+    ) -> PyResult<()> {
+        let py = transport.py();
+        let Ok(tls) = object.cast::<TlsTransport>() else { return Ok(()) };
+        // SAFETY: `offer` has received them into the loop's buffer.
+        unsafe {
+            StreamTransport::with_received(transport, size, |received| tls.get().take_in(py, received))
+        };
+        TlsTransport::advance_in_context(tls, Todo::READ)
+    }
+
+    fn sent(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
+        match object.cast::<TlsTransport>() {
+            // Nobody has to be told.
+            Ok(tls) if !tls.get().state.borrow_mut(tls.py()).writing.is_paused() => Ok(()),
+            Ok(tls) => TlsTransport::advance_in_context(tls, Todo::SENT),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+impl TlsTransport {
+    /// Keeps what was received, until OpenSSL is given it.
+    fn take_in(&self, py: Python<'_>, received: &[u8]) {
+        let mut state = self.state.borrow_mut(py);
+        if state.finished {
+            return;
+        }
+        state.received_size += received.len();
+        state.received.extend(received.chunks(CHUNK).map(|chunk| PyBytes::new(py, chunk).unbind()));
+    }
+
+    /// Gives OpenSSL more of it, and returns how much. None if there is no more.
+    pub(super) fn feed(slf: &Bound<'_, Self>) -> PyResult<Option<usize>> {
+        let (py, this) = (slf.py(), slf.get());
+        let chunk = {
+            let mut state = this.state.borrow_mut(py);
+            let chunk = state.received.pop_front();
+            if let Some(chunk) = &chunk {
+                state.received_size -= chunk.as_bytes(py).len();
+            }
+            chunk
+        };
+        match chunk {
+            Some(chunk) => this.engine.feed(chunk.bind(py)).map(|()| Some(chunk.as_bytes(py).len())),
+            None => Ok(None),
+        }
+    }
+
+    /// It is nobody's any more.
+    pub(super) fn forget_received(&self, py: Python<'_>) {
+        let mut state = self.state.borrow_mut(py);
+        state.received.clear();
+        state.received_size = 0;
+    }
+
+    pub(super) fn beneath<'py>(&self, py: Python<'py>) -> PyResult<BoundBeneath<'py>> {
+        match &self.state.borrow_mut(py).beneath {
+            Some(Beneath::Stream(stream)) => Ok(BoundBeneath::Stream(stream.bind(py).clone())),
+            Some(Beneath::Other(other)) => Ok(BoundBeneath::Other(other.bind(py).clone())),
+            None => Err(not_connected()),
+        }
+    }
+
+    /// How much the stream beneath holds. What another transport holds is its own.
+    pub(super) fn pending_beneath(&self, py: Python<'_>) -> usize {
+        let stream = match &self.state.borrow_mut(py).beneath {
+            Some(Beneath::Stream(stream)) => stream.bind(py).clone(),
+            _ => return 0,
+        };
+        stream.as_super().get().state.borrow_mut(py).pending
+    }
+}
+
+impl Beneath {
+    pub fn object<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
+        match self {
+            Beneath::Stream(stream) => stream.bind(py).clone().into_any(),
+            Beneath::Other(other) => other.bind(py).clone(),
+        }
+    }
+}
+
+/// The transport beneath, to be called without a borrow.
+pub(super) enum BoundBeneath<'py> {
+    Stream(Bound<'py, StreamTransport>),
+    Other(Bound<'py, PyAny>),
+}
+
+impl BoundBeneath<'_> {
+    /// Sends ciphertext, in one system call where that can be.
+    pub fn send(&self, py: Python<'_>, pieces: Vec<Bound<'_, PyBytes>>) -> PyResult<()> {
+        match self {
+            BoundBeneath::Stream(stream) => {
+                let pieces: Vec<_> = pieces.into_iter().map(Data::Bytes).collect();
+                match pieces.as_slice() {
+                    [] => Ok(()),
+                    [piece] => StreamTransport::write_data(stream, piece),
+                    pieces => StreamTransport::write_pieces(stream, pieces),
+                }
+            }
+            BoundBeneath::Other(other) => pieces
+                .iter()
+                .try_for_each(|piece| other.call_method1(intern!(py, "write"), (piece,)).map(drop)),
+        }
+    }
+
+    pub fn is_closing(&self, py: Python<'_>) -> PyResult<bool> {
+        match self {
+            BoundBeneath::Stream(stream) => Ok(stream.as_super().get().is_closing(py)),
+            BoundBeneath::Other(other) => other.call_method0(intern!(py, "is_closing"))?.is_truthy(),
+        }
+    }
+
+    pub fn close(&self, py: Python<'_>) -> PyResult<()> {
+        match self {
+            BoundBeneath::Stream(stream) => Transport::close(stream.as_super()),
+            BoundBeneath::Other(other) => other.call_method0(intern!(py, "close")).map(drop),
+        }
+    }
+
+    pub fn force_close(&self, py: Python<'_>, exc: Option<Bound<'_, PyAny>>) -> PyResult<()> {
+        match (self, exc) {
+            (BoundBeneath::Stream(stream), exc) => Transport::force_close(stream.as_super(), exc),
+            (BoundBeneath::Other(other), None) => other.call_method0(intern!(py, "abort")).map(drop),
+            (BoundBeneath::Other(other), Some(exc)) => {
+                other.call_method1(intern!(py, "_force_close"), (exc,)).map(drop)
+            }
+        }
+    }
+
+    pub fn pause_reading(&self, py: Python<'_>) -> PyResult<()> {
+        match self {
+            BoundBeneath::Stream(stream) => Transport::pause_reading(stream.as_super()),
+            BoundBeneath::Other(other) => other.call_method0(intern!(py, "pause_reading")).map(drop),
+        }
+    }
+
+    pub fn resume_reading(&self, py: Python<'_>) -> PyResult<()> {
+        match self {
+            BoundBeneath::Stream(stream) => Transport::resume_reading(stream.as_super()),
+            BoundBeneath::Other(other) => other.call_method0(intern!(py, "resume_reading")).map(drop),
+        }
+    }
+}
+
+/// A protocol's methods.
+#[pymethods]
+impl TlsTransport {
+    fn connection_made(slf: &Bound<'_, Self>, transport: &Bound<'_, PyAny>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let (beneath, context) = match transport.cast::<StreamTransport>() {
+            Ok(stream) => {
+                let context = stream.as_super().get().context.clone_ref(py);
+                (Beneath::Stream(stream.clone().unbind()), Some(context))
+            }
+            Err(_) => (Beneath::Other(transport.clone().unbind()), None),
+        };
+        let old = {
+            let mut state = this.state.borrow_mut(py);
+            (state.beneath.replace(beneath), std::mem::replace(&mut state.context, context))
+        };
+        drop(old);
+        Self::advance(slf, Todo::START)
+    }
+
+    /// From a transport that is not ours.
+    fn data_received(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        slf.get().take_in(slf.py(), Data::new(data)?.as_slice());
+        Self::advance(slf, Todo::READ)
+    }
+
+    /// Whether the transport beneath shall stay open: while the program does not read, and has not seen all.
+    fn eof_received(slf: &Bound<'_, Self>) -> PyResult<bool> {
+        let (py, this) = (slf.py(), slf.get());
+        if this.is_debug(py) {
+            let logger = Asyncio::get(py)?.logger.bind(py);
+            logger.call_method1(intern!(py, "debug"), ("%r received EOF", slf))?;
+        }
+        this.state.borrow_mut(py).eof = true;
+        Self::advance(slf, Todo::EOF)?;
+        let state = this.state.borrow_mut(py);
+        Ok(state.phase == Phase::Flushing && state.paused)
+    }
+
+    fn connection_lost(slf: &Bound<'_, Self>, exc: Option<Py<PyAny>>) -> PyResult<()> {
+        let py = slf.py();
+        let old = std::mem::replace(&mut slf.get().state.borrow_mut(py).lost_reason, exc);
+        drop(old);
+        Self::advance(slf, Todo::LOST)
+    }
+
+    fn pause_writing(&self, py: Python<'_>) {
+        self.state.borrow_mut(py).beneath_full = true;
+    }
+
+    fn resume_writing(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().state.borrow_mut(slf.py()).beneath_full = false;
+        Self::advance_in_context(slf, Todo::WRITE)
+    }
+}
+
+/// Calls `callback` after asyncio's manner, in the context that is current.
+pub(super) fn call_soon(
+    event_loop: &Bound<'_, EventLoop>,
+    callback: Bound<'_, PyAny>,
+    argument: Option<&Py<PyAny>>,
+) -> PyResult<()> {
+    event_loop.call_method1(intern!(event_loop.py(), "call_soon"), (callback, argument)).map(drop)
+}

@@ -1,0 +1,151 @@
+//! Encryption by the interpreter's own `ssl`: an `SSLObject` between two memory BIOs, made by the user's context.
+//!
+//! An `SSLObject` is a Python class that passes each call on to a C object. Where it is that very class, we call the
+//! C object, without the Python frame; a class of the user's is called by its public methods.
+//!
+//! OpenSSL may call back into Python (the SNI callback, a message callback), and other threads run while it works. So
+//! no borrow spans a call here, and the caller sees to it that there is one call at a time.
+
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
+
+pub(super) struct Engine {
+    pub context: Py<PyAny>,
+    /// The `SSLObject`, for `get_extra_info`.
+    pub object: Py<PyAny>,
+    /// What is called.
+    calls: Py<PyAny>,
+    /// It is the C object.
+    direct: bool,
+    incoming: Py<PyAny>,
+    outgoing: Py<PyAny>,
+}
+
+/// What a call has come to.
+pub(super) enum Outcome<T> {
+    Done(T),
+    /// It wants more from the peer first.
+    Again,
+}
+
+struct Ssl {
+    memory_bio: Py<PyAny>,
+    ssl_object: Py<PyType>,
+    /// The exceptions that ask for patience.
+    again: Py<PyTuple>,
+}
+
+impl Ssl {
+    fn get(py: Python<'_>) -> PyResult<&'static Ssl> {
+        static SSL: PyOnceLock<Ssl> = PyOnceLock::new();
+        SSL.get_or_try_init(py, || {
+            let ssl = py.import("ssl")?;
+            let again =
+                PyTuple::new(py, [ssl.getattr("SSLWantReadError")?, ssl.getattr("SSLSyscallError")?])?;
+            Ok(Ssl {
+                memory_bio: ssl.getattr("MemoryBIO")?.unbind(),
+                ssl_object: ssl.getattr("SSLObject")?.cast_into::<PyType>()?.unbind(),
+                again: again.unbind(),
+            })
+        })
+    }
+}
+
+impl Engine {
+    pub fn new(
+        context: &Bound<'_, PyAny>,
+        server_side: bool,
+        server_hostname: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let py = context.py();
+        let ssl = Ssl::get(py)?;
+        let (incoming, outgoing) = (ssl.memory_bio.bind(py).call0()?, ssl.memory_bio.bind(py).call0()?);
+        let options = PyDict::new(py);
+        options.set_item(intern!(py, "server_side"), server_side)?;
+        options.set_item(intern!(py, "server_hostname"), server_hostname)?;
+        let object = context.call_method(intern!(py, "wrap_bio"), (&incoming, &outgoing), Some(&options))?;
+        let direct = object.get_type().is(ssl.ssl_object.bind(py));
+        let calls = if direct { object.getattr(intern!(py, "_sslobj"))? } else { object.clone() };
+        Ok(Engine {
+            context: context.clone().unbind(),
+            object: object.unbind(),
+            calls: calls.unbind(),
+            direct,
+            incoming: incoming.unbind(),
+            outgoing: outgoing.unbind(),
+        })
+    }
+
+    /// Whether the object is of a class of the user's.
+    pub fn is_custom(&self) -> bool {
+        !self.direct
+    }
+
+    pub fn handshake(&self, py: Python<'_>) -> PyResult<Outcome<()>> {
+        outcome(py, self.calls.bind(py).call_method0(intern!(py, "do_handshake")).map(drop))
+    }
+
+    /// Decrypts at most `limit` bytes, which are of one record. None at all: the peer has sent its close_notify.
+    pub fn read<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Outcome<Bound<'py, PyBytes>>> {
+        let read = self.calls.bind(py).call_method1(intern!(py, "read"), (limit,));
+        outcome(py, read.and_then(|data| Ok(data.cast_into::<PyBytes>()?)))
+    }
+
+    /// `read` into a buffer of the user's, of which it fills the front.
+    pub fn read_into(&self, buffer: &Bound<'_, PyAny>, limit: usize) -> PyResult<Outcome<usize>> {
+        let py = buffer.py();
+        let read = self.calls.bind(py).call_method1(intern!(py, "read"), (limit, buffer));
+        outcome(py, read.and_then(|count| count.extract()))
+    }
+
+    /// Encrypts. Returns how much of it; what wants to be done again has to be done again with the same data.
+    pub fn write(&self, data: &Bound<'_, PyAny>) -> PyResult<Outcome<usize>> {
+        let py = data.py();
+        let written = self.calls.bind(py).call_method1(intern!(py, "write"), (data,));
+        outcome(py, written.and_then(|count| count.extract()))
+    }
+
+    /// Sends our close_notify and waits for the peer's.
+    pub fn shutdown(&self, py: Python<'_>) -> PyResult<Outcome<()>> {
+        let method = if self.direct { intern!(py, "shutdown") } else { intern!(py, "unwrap") };
+        outcome(py, self.calls.bind(py).call_method0(method).map(drop))
+    }
+
+    /// Takes in what the peer has sent.
+    pub fn feed(&self, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = data.py();
+        self.incoming.bind(py).call_method1(intern!(py, "write"), (data,)).map(drop)
+    }
+
+    /// How much of it OpenSSL has not looked at yet.
+    pub fn incoming(&self, py: Python<'_>) -> PyResult<usize> {
+        self.incoming.bind(py).getattr(intern!(py, "pending"))?.extract()
+    }
+
+    /// What is to be sent to the peer.
+    pub fn take_outgoing<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let data = self.outgoing.bind(py).call_method0(intern!(py, "read"))?;
+        Ok(data.cast_into::<PyBytes>()?)
+    }
+
+    /// How much of it there is.
+    pub fn outgoing(&self, py: Python<'_>) -> PyResult<usize> {
+        self.outgoing.bind(py).getattr(intern!(py, "pending"))?.extract()
+    }
+
+    pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let parts = [&self.context, &self.object, &self.calls, &self.incoming, &self.outgoing];
+        parts.into_iter().try_for_each(|part| visit.call(part))
+    }
+}
+
+fn outcome<T>(py: Python<'_>, result: PyResult<T>) -> PyResult<Outcome<T>> {
+    match result {
+        Ok(done) => Ok(Outcome::Done(done)),
+        Err(error) if error.matches(py, Ssl::get(py)?.again.bind(py))? => Ok(Outcome::Again),
+        Err(error) => Err(error),
+    }
+}

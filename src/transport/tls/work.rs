@@ -1,0 +1,149 @@
+//! One thing after the other: what is to be done, and by whom.
+//!
+//! Everything that happens to the transport, from above or from below, sets a flag and calls [`TlsTransport::advance`].
+//! The first to come does the work, and that of all who come while it is at it.
+
+use std::ops::{BitOr, BitOrAssign};
+
+use pyo3::prelude::*;
+
+use super::{Phase, TlsTransport};
+use crate::py::in_context;
+
+/// Things to do, a bit for each. They are done in the order in which they stand here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Todo(u8);
+
+impl Todo {
+    /// The transport beneath is lost.
+    pub const LOST: Todo = Todo(1);
+    pub const START: Todo = Todo(1 << 1);
+    /// The program, or the peer by its close_notify, wants the connection to end.
+    pub const CLOSE: Todo = Todo(1 << 2);
+    /// After a `close`, whose close_notify is still sent.
+    pub const ABORT: Todo = Todo(1 << 3);
+    /// Something was written, or may be written again.
+    pub const WRITE: Todo = Todo(1 << 4);
+    /// Less is held than before, or the water marks are new.
+    pub const SENT: Todo = Todo(1 << 5);
+    /// Something was received, or may be delivered again.
+    pub const READ: Todo = Todo(1 << 6);
+    /// The transport beneath has come to its end, after all that was received.
+    pub const EOF: Todo = Todo(1 << 7);
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub fn has(self, any: Todo) -> bool {
+        self.0 & any.0 != 0
+    }
+
+    fn take_next(&mut self) -> Option<Todo> {
+        let first = self.0 & self.0.wrapping_neg();
+        self.0 &= !first;
+        (first != 0).then_some(Todo(first))
+    }
+}
+
+impl BitOr for Todo {
+    type Output = Todo;
+
+    fn bitor(self, other: Todo) -> Todo {
+        Todo(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for Todo {
+    fn bitor_assign(&mut self, other: Todo) {
+        self.0 |= other.0;
+    }
+}
+
+/// Somebody is at work; whatever happens, he is not when this is dropped.
+struct Working<'a, 'py>(&'a Bound<'py, TlsTransport>);
+
+impl Drop for Working<'_, '_> {
+    fn drop(&mut self) {
+        let slf = self.0;
+        let left = {
+            let mut state = slf.get().state.borrow_mut(slf.py());
+            state.busy = false;
+            !state.todo.is_empty()
+        };
+        // An exception has interrupted the work (KeyboardInterrupt, for one); the rest is done later.
+        if left {
+            TlsTransport::queue(slf);
+        }
+    }
+}
+
+impl TlsTransport {
+    /// Does what is to be done, `todo` too; or leaves it to whoever is at it. An error is one that the transport
+    /// beneath has to answer, or that leaves the loop.
+    pub(super) fn advance(slf: &Bound<'_, Self>, todo: Todo) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        {
+            let mut state = this.state.borrow_mut(py);
+            state.todo |= todo;
+            if state.busy {
+                return Ok(());
+            }
+            state.busy = true;
+        }
+        let _working = Working(slf);
+        loop {
+            let (next, phase) = {
+                let mut state = this.state.borrow_mut(py);
+                (state.todo.take_next(), state.phase)
+            };
+            match next {
+                None => return Ok(()),
+                Some(Todo::LOST) => Self::lost(slf)?,
+                Some(Todo::START) => Self::start_handshake(slf)?,
+                Some(Todo::CLOSE) => Self::start_shutdown(slf)?,
+                Some(Todo::ABORT) => Self::abort_now(slf)?,
+                Some(Todo::WRITE) if phase == Phase::Wrapped => Self::write_out(slf, false)?,
+                Some(Todo::SENT) => Self::control_writing(slf)?,
+                Some(Todo::READ) => match phase {
+                    // It has timed out.
+                    Phase::Handshaking if this.state.borrow_mut(py).closed => this.forget_received(py),
+                    Phase::Handshaking => Self::handshake(slf)?,
+                    Phase::Wrapped => Self::read(slf)?,
+                    Phase::Flushing => Self::flush(slf)?,
+                    Phase::Shutdown => Self::shut_down(slf)?,
+                    // Before the beginning it waits for that.
+                    Phase::Unwrapped if !this.state.borrow_mut(py).closed => {}
+                    Phase::Unwrapped => this.forget_received(py),
+                },
+                Some(Todo::EOF) => Self::end_of_stream(slf)?,
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// `advance`, in the context in which the program's callbacks run.
+    pub(super) fn advance_in_context(slf: &Bound<'_, Self>, todo: Todo) -> PyResult<()> {
+        let py = slf.py();
+        let context = slf.get().state.borrow_mut(py).context.as_ref().map(|context| context.bind(py).clone());
+        match context {
+            Some(context) => in_context(&context, || Self::advance(slf, todo)),
+            None => Self::advance(slf, todo),
+        }
+    }
+
+    /// Has the loop come back at the end of this iteration.
+    pub(super) fn queue(slf: &Bound<'_, Self>) {
+        let (py, this) = (slf.py(), slf.get());
+        let queued = std::mem::replace(&mut this.state.borrow_mut(py).queued, true);
+        if !queued {
+            this.event_loop.get().at_end_of_iteration(py, slf.clone().unbind());
+        }
+    }
+
+    /// The iteration is at its end.
+    pub fn end_of_iteration(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().state.borrow_mut(slf.py()).queued = false;
+        Self::advance_in_context(slf, Todo::default())
+    }
+}

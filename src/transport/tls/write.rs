@@ -1,0 +1,151 @@
+//! Writing: from the program to the transport beneath.
+//!
+//! What is written in one iteration of the loop waits for its end, or for the end of the callback if it is written from
+//! within one of ours, and is then encrypted together: a head and a body are one record, and leave by one system call.
+//! As soon as there is enough for full records, nothing waits.
+
+use pyo3::exceptions::PyException;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use super::backlog::{self, Unit};
+use super::engine::Outcome;
+use super::work::Todo;
+use super::{Phase, TlsTransport};
+use crate::event_loop::EventLoop;
+use crate::py::is_fatal;
+use crate::transport::flow::Signal;
+
+/// This much does not wait for more.
+const ENOUGH: usize = 64 * 1024;
+
+/// As much ciphertext as is sent by one system call.
+const SEND: usize = 256 * 1024;
+
+impl TlsTransport {
+    /// Something was added to the backlog.
+    pub(super) fn written(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let held = this.held(py);
+        let at_once = {
+            let mut state = this.state.borrow_mut(py);
+            state.todo |= Todo::WRITE;
+            if state.busy || state.phase != Phase::Wrapped {
+                return Ok(());
+            }
+            state.backlog.size() >= ENOUGH || state.writing.is_reached(held)
+        };
+        if at_once || !this.event_loop.get().is_running_here(py) {
+            return Self::advance(slf, Todo::WRITE);
+        }
+        Self::queue(slf);
+        Ok(())
+    }
+
+    /// Encrypts and sends what was written. `all`: even if the transport beneath wants no more for now; it is the end,
+    /// and it is the only one then that keeps what was written.
+    pub(super) fn write_out(slf: &Bound<'_, Self>, all: bool) -> PyResult<()> {
+        match Self::try_write_out(slf, all) {
+            Err(error) if !error.is_instance_of::<PyException>(slf.py()) => Err(error),
+            Err(error) => Self::fatal_error(slf, error, "Fatal error on SSL protocol"),
+            Ok(()) => Self::control_writing(slf),
+        }
+    }
+
+    fn try_write_out(slf: &Bound<'_, Self>, all: bool) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let mut ciphertext: Vec<Bound<'_, PyBytes>> = Vec::new();
+        let mut size = 0;
+        let mut left_over = true;
+        while all || !this.state.borrow_mut(py).beneath_full {
+            let (again, front) = {
+                let mut state = this.state.borrow_mut(py);
+                let again = state.again.take();
+                let front = if again.is_none() { state.backlog.take(py) } else { None };
+                (again, front)
+            };
+            let unit = match (again, front) {
+                (Some(unit), _) => unit,
+                (None, Some(front)) => front.into_unit(py)?,
+                (None, None) => break,
+            };
+            match this.engine.write(unit.data.bind(py))? {
+                Outcome::Done(count) if count < unit.size => {
+                    let rest = backlog::part(unit.data.bind(py), count, unit.size - count)?;
+                    this.state.borrow_mut(py).again = Some(rest);
+                }
+                Outcome::Done(_) => {}
+                // In a renegotiation. It wants to be given the same again.
+                Outcome::Again => {
+                    this.state.borrow_mut(py).again = Some(unit);
+                    break;
+                }
+            }
+            left_over = false;
+            let data = this.engine.take_outgoing(py)?;
+            size += data.as_bytes().len();
+            ciphertext.push(data);
+            if size >= SEND {
+                size = 0;
+                this.beneath(py)?.send(py, std::mem::take(&mut ciphertext))?;
+            }
+        }
+        // What OpenSSL has to say on its own: the handshake's last flight, an answer, a close_notify.
+        left_over |= this.state.borrow_mut(py).again.is_some();
+        if left_over && (all || !this.state.borrow_mut(py).beneath_full) && this.engine.outgoing(py)? > 0 {
+            ciphertext.push(this.engine.take_outgoing(py)?);
+        }
+        if ciphertext.is_empty() {
+            return Ok(());
+        }
+        this.beneath(py)?.send(py, ciphertext)
+    }
+
+    /// Sends what OpenSSL has to say on its own.
+    pub(super) fn send_outgoing(slf: &Bound<'_, Self>, all: bool) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        if (all || !this.state.borrow_mut(py).beneath_full) && this.engine.outgoing(py)? > 0 {
+            let data = this.engine.take_outgoing(py)?;
+            this.beneath(py)?.send(py, vec![data])?;
+        }
+        Ok(())
+    }
+
+    /// How much was written and has not left the process; what a transport beneath that is not ours holds is its own.
+    pub(super) fn held(&self, py: Python<'_>) -> usize {
+        let beneath = self.pending_beneath(py);
+        let state = self.state.borrow_mut(py);
+        beneath + state.backlog.size() + state.again.as_ref().map_or(0, |unit: &Unit| unit.size)
+    }
+
+    /// Tells the protocol to pause or to resume writing. What it raises is reported and changes nothing.
+    pub(super) fn control_writing(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let held = this.held(py);
+        let (signal, protocol) = {
+            let mut state = this.state.borrow_mut(py);
+            (
+                state.writing.changed(held),
+                state.protocol.as_ref().map(|protocol| protocol.object.bind(py).clone()),
+            )
+        };
+        let (Some(signal), Some(protocol)) = (signal, protocol) else { return Ok(()) };
+        let (method, message) = match signal {
+            Signal::Pause => (intern!(py, "pause_writing"), "protocol.pause_writing() failed"),
+            Signal::Resume => (intern!(py, "resume_writing"), "protocol.resume_writing() failed"),
+        };
+        match protocol.call_method0(method) {
+            Ok(_) => Ok(()),
+            Err(error) if is_fatal(py, &error) => Err(error),
+            Err(error) => {
+                let context = PyDict::new(py);
+                context.set_item(intern!(py, "message"), message)?;
+                context.set_item(intern!(py, "exception"), error)?;
+                context.set_item(intern!(py, "transport"), slf)?;
+                context.set_item(intern!(py, "protocol"), protocol)?;
+                EventLoop::call_exception_handler(this.event_loop.bind(py), &context)
+            }
+        }
+    }
+}
