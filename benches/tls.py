@@ -62,14 +62,14 @@ async def serve_protocol(
 
 
 async def serve_streams(folder: Path, announce: Announce) -> None:
-    server = await asyncio.start_server(
-        echo_lines, "127.0.0.1", 0, ssl=certificate(folder), backlog=BACKLOG
-    )
+    server = await asyncio.start_server(echo_lines, "127.0.0.1", 0, ssl=certificate(folder), backlog=BACKLOG)
     announce_socket(server.sockets[0], announce)
     await forever()
 
 
-def load_with_client(mode: str, connections: int = CONNECTIONS, amount: int = 0) -> Callable[[Target], Sample]:
+def load_with_client(
+    mode: str, connections: int = CONNECTIONS, amount: int = 0
+) -> Callable[[Target], Sample]:
     def load(target: Target) -> Sample:
         command = [sys.executable, "-m", "benches.tls_client", mode, target.address]
         command += ["--connections", str(connections), "--amount", str(amount)]

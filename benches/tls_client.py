@@ -1,4 +1,4 @@
-"""The other end of the TLS rows: `python -m benches.tls_client MODE HOST:PORT ...`; prints what it has done as JSON.
+"""The other end of the TLS rows: `python -m benches.tls_client MODE HOST:PORT ...` prints what it has done.
 
 Plain blocking sockets: it is one of many clients to the server, and how fast it is does not matter.
 """
@@ -67,10 +67,10 @@ def main() -> None:
 
     with contextlib.ExitStack() as stack:
         if arguments.mode == "lines":
-            count = arguments.connections
+            count: int = arguments.connections
             connections = [stack.enter_context(connect(address, context)) for _ in range(count)]
 
-            def step() -> int:
+            def echo() -> int:
                 for connection in connections:
                     connection.sendall(MESSAGE)
                 for connection in connections:
@@ -80,8 +80,11 @@ def main() -> None:
                     if received != MESSAGE:
                         raise SystemExit("the server's echo is wrong")
                 return count
+
+            step: Callable[[], int] = echo
         else:
-            step = {"handshakes": handshake, "download": download, "upload": upload}[arguments.mode]
+            steps = {"handshakes": handshake, "download": download, "upload": upload}
+            step = steps[arguments.mode]
 
         start = time.monotonic()
         operations = repeat(arguments.seconds, step)

@@ -45,9 +45,9 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
     It has every method of `asyncio.AbstractEventLoop`, documented there, with the arguments that the running
     Python has.
 
-    `tls` says whose TLS it uses: "mioloop", its own, or "stdlib", the standard library's protocol, so that you
-    can tell whose fault a problem is. The default is what the environment variable MIOLOOP_TLS says when the
-    loop is made, and without that "mioloop". The attribute of the same name holds for connections made from
+    `tls` says whose TLS it uses: "mioloop", its own, or "stdlib", the standard library's protocol, so that
+    you can tell whose fault a problem is. The default is what the environment variable MIOLOOP_TLS says when
+    the loop is made, and without that "mioloop". The attribute of the same name holds for connections made from
     then on. Encryption is the `ssl` module's either way. Raises ValueError for any other name.
     """
 
@@ -152,7 +152,7 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
 
     async def start_tls(
         self,
-        transport: asyncio.WriteTransport,
+        transport: asyncio.BaseTransport,
         protocol: asyncio.BaseProtocol,
         sslcontext: ssl.SSLContext,
         *,
@@ -161,10 +161,10 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
     ) -> asyncio.Transport | None:
-        """Make the connection of `transport` secure; return the transport that `protocol` is to use from now on.
+        """Make the connection of `transport` secure; return the transport that `protocol` is to use now.
 
-        Timeouts are in seconds. Raises TypeError for what is no context, or a transport that can't be upgraded,
-        and what a failed handshake raises. As `asyncio.loop.start_tls`.
+        Timeouts are in seconds. Raises TypeError for what is no context, or a transport that can't be
+        upgraded, and what a failed handshake raises. As `asyncio.loop.start_tls`.
         """
         if self.tls != "mioloop":
             return await super().start_tls(

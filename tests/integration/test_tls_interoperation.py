@@ -72,7 +72,9 @@ VERSIONS = ["-tls1_2", "-tls1_3"]
 def show(tmp_path: Path, certificate: Certificate) -> list[str]:
     """Options by which openssl shows a certificate and trusts the authority."""
     own, authority = tmp_path / "own.pem", tmp_path / "authority.pem"
-    certificate.authority.issue_cert("client@example.org").private_key_and_cert_chain_pem.write_to_path(str(own))
+    certificate.authority.issue_cert("client@example.org").private_key_and_cert_chain_pem.write_to_path(
+        str(own)
+    )
     certificate.authority.cert_pem.write_to_path(str(authority))
     return ["-cert", str(own), "-key", str(own), "-CAfile", str(authority)]
 
@@ -150,7 +152,9 @@ def test_curl(run: Run, certificate: Certificate, show: list[str]) -> None:
             with contextlib.suppress(asyncio.IncompleteReadError):
                 while True:
                     head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                    lengths = [line for line in head.lower().splitlines() if line.startswith("content-length")]
+                    lengths = [
+                        line for line in head.lower().splitlines() if line.startswith("content-length")
+                    ]
                     body = await reader.readexactly(int(lengths[0].split(":")[1]) if lengths else 0)
                     answer = hashlib.sha256(body).digest() if body else data
                     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer))
@@ -197,9 +201,7 @@ http {{
 
 
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
-def test_nginx(
-    run: Run, certificate: Certificate, show: list[str], tmp_path: Path, version: str
-) -> None:
+def test_nginx(run: Run, certificate: Certificate, show: list[str], tmp_path: Path, version: str) -> None:
     """As a server for our client, and as a proxy in front of our server."""
     nginx = program("nginx")
     data = os.urandom(LARGE)
@@ -231,7 +233,9 @@ def test_nginx(
         return rest
 
     async def main() -> None:
-        server = await asyncio.start_server(serve, HOST, 0, ssl=server_context(certificate.file), limit=1 << 20)
+        server = await asyncio.start_server(
+            serve, HOST, 0, ssl=server_context(certificate.file), limit=1 << 20
+        )
         configuration = tmp_path / "nginx.conf"
         configuration.write_text(
             NGINX.format(

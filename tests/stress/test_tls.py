@@ -1,7 +1,7 @@
 """TLS in bulk: a gibibyte each way with its checksum, and twenty thousand short connections.
 
-A peer is a process of its own, on blocking sockets and the standard library alone, so that an error of ours is
-not made good by the same error at the other end.
+The peer is a process of its own, on blocking sockets and the standard library alone, so that an error of
+ours is not made good by the same error at the other end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ import hashlib, socket, ssl, sys
 mode, port, certificate = sys.argv[1:]
 context = ssl.create_default_context(cafile=certificate)
 context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-connection = context.wrap_socket(socket.create_connection(("127.0.0.1", int(port))), server_hostname="localhost")
+connection = socket.create_connection(("127.0.0.1", int(port)))
+connection = context.wrap_socket(connection, server_hostname="localhost")
 connection.sendall(mode.encode() + b"\\n")
 digest = hashlib.blake2b()
 if mode == "download":

@@ -117,7 +117,7 @@ def loop(loop_factory: LoopFactory, caught: Caught) -> Iterator[asyncio.Abstract
 
 @pytest.fixture
 def needs() -> Callable[[str], str]:
-    """Where a program is; a test that needs one is skipped without it, except where everything has to be there."""
+    """Where a program is. Without it the test is skipped; but not in CI, which has to have everything."""
 
     def find(program: str) -> str:
         path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")

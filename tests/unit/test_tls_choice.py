@@ -1,4 +1,4 @@
-"""Whose TLS a loop uses: its own, or the standard library's, so that a user can tell whose fault a problem is."""
+"""Whose TLS a loop uses, its own or the standard library's: so a user can tell whose fault a problem is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .support import run
 from .tls_peer import HOST, Contexts, make_contexts
 
 OWN: type = _core.TlsTransport
-STANDARD: type = sslproto._SSLProtocolTransport  # type: ignore[attr-defined]
+STANDARD: type = sslproto._SSLProtocolTransport
 
 
 @pytest.fixture(scope="module")

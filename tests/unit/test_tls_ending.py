@@ -111,9 +111,7 @@ def test_an_end_while_the_program_does_not_read(
                 assert transport.is_closing()
                 transport.close()
             await until(lambda: protocol.is_lost)
-            assert protocol.names == (
-                ["made", "data", "eof", "lost"] if resume else ["made", "eof", "lost"]
-            )
+            assert protocol.names == (["made", "data", "eof", "lost"] if resume else ["made", "eof", "lost"])
 
     run(loop, main())
 

@@ -63,7 +63,8 @@ def test_the_size_of_the_write_buffer_is_what_is_held(loop: asyncio.AbstractEven
 # Marks around those of the transport beneath (16 and 64 KiB), between which nothing of it may get stuck.
 @pytest.mark.mioloop_only(reason="asyncio pauses at a mark of 0 what holds nothing, and does not resume")
 @pytest.mark.parametrize(
-    "limits", [(0, 0), (1, 0), (1, 1), (1000, 10), (40_000, 20_000), (70_000, 1000), (500_000, 100), (10**9, 0)]
+    "limits",
+    [(0, 0), (1, 0), (1, 1), (1000, 10), (40_000, 20_000), (70_000, 1000), (500_000, 100), (10**9, 0)],
 )
 def test_any_water_marks(loop: asyncio.AbstractEventLoop, tls: Contexts, limits: tuple[int, int]) -> None:
     high, low = limits
@@ -168,9 +169,7 @@ def test_a_resume_that_is_taken_back(loop: asyncio.AbstractEventLoop, tls: Conte
 
 @pytest.mark.parametrize("size", [7, 1000, 16_384, 100_000])
 @pytest.mark.parametrize("view", [True, False])
-def test_buffered_protocols(
-    loop: asyncio.AbstractEventLoop, tls: Contexts, size: int, view: bool
-) -> None:
+def test_buffered_protocols(loop: asyncio.AbstractEventLoop, tls: Contexts, size: int, view: bool) -> None:
     class Lending(BufferedRecorder):
         def get_buffer(self, sizehint: int) -> Any:
             buffer = super().get_buffer(sizehint)

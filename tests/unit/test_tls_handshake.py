@@ -1,4 +1,4 @@
-"""Handshakes: every context of the user's, every peer that gives up, and what OpenSSL does later on its own."""
+"""Handshakes: contexts of all kinds, peers that give up, and what OpenSSL does later on its own."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ def test_certificates_of_both(
 
 @pytest.mark.normal_mode
 @pytest.mark.parametrize("version", VERSIONS)
-def test_no_certificate_where_one_is_wanted(
-    loop: asyncio.AbstractEventLoop, version: ssl.TLSVersion
-) -> None:
+def test_no_certificate_where_one_is_wanted(loop: asyncio.AbstractEventLoop, version: ssl.TLSVersion) -> None:
     async def main() -> None:
         authority = trustme.CA()
         contexts = make_contexts(authority, version)
@@ -117,7 +115,7 @@ def test_the_sni_callback(loop: asyncio.AbstractEventLoop, tls: Contexts) -> Non
             assert context is contexts.server
             sslobject.context = other
 
-        contexts.server.sni_callback = choose  # type: ignore[assignment]
+        contexts.server.sni_callback = choose
         async with secured(Recorder(), contexts) as (transport, _, _):
             assert names == ["localhost"]
             assert transport.get_extra_info("sslcontext") is contexts.server
@@ -141,7 +139,7 @@ def test_the_sni_callback_may_use_the_transport(loop: Any, act: str) -> None:
             else:
                 getattr(ours_transport, act)()
 
-        contexts.server.sni_callback = callback  # type: ignore[assignment]
+        contexts.server.sni_callback = callback
         ours, theirs = tcp_pair()
         waiter = loop.create_future()
         ours_transport = loop._make_ssl_transport(ours, protocol, contexts.server, waiter, server_side=True)
@@ -439,9 +437,7 @@ def test_a_hello_that_comes_with_the_request(loop: asyncio.AbstractEventLoop, tl
 
 def openssl_client(port: int, *options: str) -> subprocess.Popen[bytes]:
     command = ["openssl", "s_client", "-connect", f"{HOST}:{port}", *options]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.parametrize("letter, version", [("k", "-tls1_3"), ("K", "-tls1_3"), ("R", "-tls1_2")])

@@ -98,7 +98,8 @@ async def converse(
     loop: Any = asyncio.get_running_loop()
     (server_end, near), (client_end, far) = tcp_pair(), tcp_pair()
     carrying = [
-        asyncio.ensure_future(split(near, far, seed)), asyncio.ensure_future(split(far, near, seed + 1))
+        asyncio.ensure_future(split(near, far, seed)),
+        asyncio.ensure_future(split(far, near, seed + 1)),
     ]
     talkers = [BufferedTalker(1) if buffered else Talker(1), Talker(2)]
     await asyncio.gather(

@@ -1,5 +1,5 @@
-"""The other end of a TLS connection, by hand: an SSLObject, two BIOs and a bare socket, so that a test decides
-what goes over the wire, when, and in which pieces.
+"""The other end of a TLS connection, by hand: an SSLObject, two BIOs and a bare socket, so that a test
+decides what goes over the wire, when, and in which pieces.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
 import trustme
@@ -111,10 +111,8 @@ class Peer:
 
     async def close_notify(self) -> None:
         """Sends ours, and does not wait for the other."""
-        try:
+        with suppress(ssl.SSLWantReadError):
             self.tls.unwrap()
-        except ssl.SSLWantReadError:
-            pass
         await self.send()
 
     def records(self, since: int = 0) -> list[int]:
