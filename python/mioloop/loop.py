@@ -47,8 +47,8 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
 
     `tls` says whose TLS it uses: "mioloop", its own, or "stdlib", the standard library's protocol, so that
     you can tell whose fault a problem is. The default is what the environment variable MIOLOOP_TLS says when
-    the loop is made, and without that "mioloop". The attribute of the same name holds for connections made from
-    then on. Encryption is the `ssl` module's either way. Raises ValueError for any other name.
+    the loop is made, and without that "mioloop". The attribute of the same name holds for connections made
+    from then on. Encryption is the `ssl` module's either way. Raises ValueError for any other name.
     """
 
     def __init__(self, *, tls: str | None = None) -> None:
