@@ -212,6 +212,8 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
             transport.close()
             begin.cancel()
             resume.cancel()
+            # It has the exception, whose traceback has this frame.
+            del waiter
             raise
         return secured
 

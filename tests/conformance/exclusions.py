@@ -57,6 +57,12 @@ TESTS: tuple[Exclusion, ...] = (
         "replaces the private _run_once to count the standard loop's iterations, and reads its _selector",
     ),
     Exclusion(
+        "test_sslproto.*.test_create_connection_ssl_failed_certificate_no_cycles",
+        "patches the standard library's own SSLProtocol.connection_made, and finds the transport by that",
+        first=(3, 13),
+        backported=True,
+    ),
+    Exclusion(
         "test_ssl.TestSSL.test_remote_shutdown_receives_trailing_data_on_slow_socket",
         "reads the selector transport's private _read_ready_cb and puts a fake in the place of its _sock",
         first=(3, 12),
