@@ -108,7 +108,7 @@ impl EventLoop {
         // What they put off now is for the next iteration.
         for transport in put_off {
             let done = TlsTransport::end_of_iteration(transport.bind(py));
-            ended = ended.and(Self::report_unless_fatal(slf, done));
+            ended = ended.and(Self::report_unless_fatal(slf, intern!(py, "Exception in a transport"), done));
         }
         let senders = {
             let mut turn = slf.get().turn.borrow_mut(py);
