@@ -10,7 +10,7 @@ use pyo3::types::PyTuple;
 
 use crate::event_loop::{EventLoop, Owner, cancel_stale};
 use crate::handle::Handle;
-use crate::py::{Asyncio, copy_current_context};
+use crate::py::Asyncio;
 use crate::reactor::{Direction, Key, Reactor, Readiness, Trigger};
 use crate::sys;
 
@@ -211,15 +211,8 @@ fn add(
     let (py, this) = (slf.py(), slf.get());
     this.check_open(py)?;
     let fd = fileno(fd)?;
-    let context = match context {
-        Some(context) => context,
-        None => copy_current_context(py)?,
-    };
-    let handle = Handle::new(slf, callback.unbind(), args.unbind(), context);
-    if this.is_debug(py) {
-        handle.trace_origin(py)?;
-    }
-    let handle = Py::new(py, handle)?;
+    let context = context.map(|context| context.into_bound(py));
+    let handle = Handle::create(slf, &callback, args.as_slice(), context.as_ref())?.unbind();
     match this.with_reactor(py, |reactor| put(reactor, fd, side, handle.clone_ref(py)))?? {
         Replaced::Handle(old) => drop(old.call_method0(py, intern!(py, "cancel"))?),
         Replaced::Owner(stale) => cancel_stale(py, Some(stale))?,

@@ -1,6 +1,7 @@
 """The Rust half of mioloop. Programs use `mioloop.Loop`; the types here are what its methods return."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from contextvars import Context
 from os import stat_result
@@ -26,6 +27,7 @@ __all__ = [
     "_wait_for_writes",
 ]
 
+_T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
 _Ts = TypeVarTuple("_Ts")
 
@@ -139,6 +141,25 @@ class EventLoop:
         *args: *_Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle: ...
+    def create_future(self) -> asyncio.Future[Any]: ...
+    if sys.version_info >= (3, 13):
+        def create_task(
+            self,
+            coro: Generator[Any, None, _T] | Coroutine[Any, Any, _T],
+            *,
+            name: object = None,
+            context: Context | None = None,
+            eager_start: bool | None = None,
+        ) -> asyncio.Task[_T]: ...
+    else:
+        def create_task(
+            self,
+            coro: Generator[Any, None, _T] | Coroutine[Any, Any, _T],
+            *,
+            name: object = None,
+            context: Context | None = None,
+        ) -> asyncio.Task[_T]: ...
+
     def add_reader(
         self, fd: FileDescriptorLike, callback: Callable[[Unpack[_Ts]], Any], *args: *_Ts
     ) -> None: ...

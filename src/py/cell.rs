@@ -17,7 +17,7 @@ pub struct AttachedCell<T>(RefCell<T>);
 unsafe impl<T: Send> Sync for AttachedCell<T> {}
 
 impl<T> AttachedCell<T> {
-    pub fn new(value: T) -> Self {
+    pub const fn new(value: T) -> Self {
         AttachedCell(RefCell::new(value))
     }
 
@@ -35,15 +35,5 @@ impl<T> AttachedCell<T> {
     /// The collector calls `__traverse__` attached, though pyo3 gives no token there.
     pub fn borrow_for_traverse(&self) -> Result<RefMut<'_, T>, BorrowMutError> {
         self.0.try_borrow_mut()
-    }
-}
-
-impl<T: Copy> AttachedCell<T> {
-    pub fn get(&self, py: Python<'_>) -> T {
-        *self.borrow_mut(py)
-    }
-
-    pub fn set(&self, py: Python<'_>, value: T) {
-        *self.borrow_mut(py) = value;
     }
 }
