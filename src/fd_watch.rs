@@ -312,12 +312,8 @@ fn new_handle(
     args: Bound<'_, PyTuple>,
     context: Py<PyAny>,
 ) -> PyResult<Py<Handle>> {
-    let py = slf.py();
-    let handle = Handle::new(slf, callback.unbind(), args.unbind(), context);
-    if slf.get().is_debug(py) {
-        handle.trace_origin(py)?;
-    }
-    Py::new(py, handle)
+    let context = context.into_bound(slf.py());
+    Ok(Handle::create(slf, &callback, args.as_slice(), Some(&context))?.unbind())
 }
 
 /// Registers one side of a descriptor, and ends what had its place.

@@ -46,7 +46,9 @@ mod _core {
     use crate::waiter::Waiter;
 
     #[pymodule_init]
-    fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+    fn prepare(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+        crate::event_loop::prepare_class(module.py())?;
+        crate::handle::prepare_classes(module.py())?;
         crate::py::install_send::<SocketOperation>(module.py())?;
         crate::py::install_send::<Lookup>(module.py())
     }
@@ -62,6 +64,7 @@ mod tests {
     use pyo3::types::PyDict;
 
     use crate::_core;
+    use crate::py::enter_plain;
 
     #[pyfunction]
     fn panics() {
@@ -108,6 +111,20 @@ assert seen == ['PanicException', 'next', 'PanicException', 'PanicException'], s
 "
             );
             py.run(program, Some(&names), None).unwrap();
+
+            // And one that leaves a method which is not pyo3's.
+            let panics = |_: &Bound<'_, PyDict>| -> PyResult<()> { panic!("on purpose") };
+            // SAFETY: attached, and `names` is a dictionary.
+            let result = unsafe { enter_plain(names.as_ptr(), panics) };
+            assert!(result.is_null());
+            // Asked below pyo3, which would go on with the panic.
+            // SAFETY: attached; an exception is set, and taken back.
+            let raised = unsafe {
+                let class = Bound::from_borrowed_ptr(py, pyo3::ffi::PyErr_Occurred());
+                pyo3::ffi::PyErr_Clear();
+                class
+            };
+            assert_eq!(raised.to_string(), "<class 'pyo3_runtime.PanicException'>");
         });
     }
 }

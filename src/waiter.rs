@@ -7,11 +7,10 @@
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
 
 use crate::event_loop::EventLoop;
 use crate::handle::Handle;
-use crate::py::{Asyncio, AttachedCell, copy_current_context};
+use crate::py::{Asyncio, AttachedCell};
 
 enum Outcome {
     Pending,
@@ -86,16 +85,8 @@ impl Waiter {
         context: Option<Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        let context = match context {
-            Some(context) => context.unbind(),
-            None => copy_current_context(py)?,
-        };
         let event_loop = this.event_loop.bind(py);
-        let handle = Handle::new(event_loop, fn_.unbind(), PyTuple::new(py, [slf])?.unbind(), context);
-        if event_loop.get().is_debug(py) {
-            handle.trace_origin(py)?;
-        }
-        let handle = Py::new(py, handle)?;
+        let handle = Handle::create(event_loop, &fn_, &[slf.as_any().clone()], context.as_ref())?.unbind();
         {
             let mut state = this.state.borrow_mut(py);
             if let Outcome::Pending = state.outcome {

@@ -7,6 +7,7 @@ mod jobs;
 mod run;
 mod schedule;
 mod services;
+mod tasks;
 
 use std::collections::VecDeque;
 use std::num::NonZero;
@@ -24,7 +25,7 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 use crate::executor::Finished;
 use crate::fd_watch::FdWatch;
 use crate::handle::{Handle, ReturnSignal, TimerHandle};
-use crate::py::AttachedCell;
+use crate::py::{AttachedCell, AttachedValue, Function, Slot, add_method, enter_plain};
 use crate::reactor::{Key, Poller, Reactor};
 use crate::resolver::{self, NameService};
 use crate::sys;
@@ -122,10 +123,14 @@ pub struct EventLoop {
     read_buffer: AttachedCell<Option<ReadBuffer>>,
     jobs: AttachedCell<Jobs>,
     turn: AttachedCell<Turn>,
-    closed: AttachedCell<bool>,
-    debug: AttachedCell<bool>,
+    closed: AttachedValue<bool>,
+    debug: AttachedValue<bool>,
     /// The thread that runs the loop, as `threading.get_ident()` names it.
-    thread_id: AttachedCell<Option<u64>>,
+    thread_id: AttachedValue<Option<u64>>,
+    /// Within `_run_once`: whoever called that keeps the loop alive.
+    in_run: AttachedValue<bool>,
+    /// What makes tasks instead of `asyncio.Task`.
+    task_factory: Slot,
     shared: Shared,
     name_service: AttachedCell<Option<Py<NameService>>>,
 }
@@ -142,6 +147,11 @@ impl EventLoop {
 
     pub fn is_debug(&self, py: Python<'_>) -> bool {
         self.debug.get(py)
+    }
+
+    /// Whether handles that are queued now are surely alive until they have run. (Debug mode hands them out earlier.)
+    pub fn keeps_ready_alive(&self, py: Python<'_>) -> bool {
+        self.in_run.get(py) && !self.is_debug(py)
     }
 
     /// Tells threads that wait for a callback to return.
@@ -193,6 +203,65 @@ pub fn _check_interpreter(_py: Python<'_>) -> PyResult<()> {
     }
 }
 
+/// What programs ask in between, of which pyo3's own way would be a good part of the cost.
+mod questions {
+    use super::*;
+
+    type Object = *mut ffi::PyObject;
+
+    /// # Safety
+    /// As `enter_plain`, for an `EventLoop`.
+    pub unsafe extern "C" fn time(slf: Object, _: Object) -> Object {
+        // SAFETY: as the caller promises.
+        unsafe { enter_plain(slf, |_: &Bound<'_, EventLoop>| Ok(sys::monotonic())) }
+    }
+
+    /// # Safety
+    /// As `enter_plain`, for an `EventLoop`.
+    pub unsafe extern "C" fn get_debug(slf: Object, _: Object) -> Object {
+        // SAFETY: as the caller promises.
+        unsafe { enter_plain(slf, |slf: &Bound<'_, EventLoop>| Ok(slf.get().is_debug(slf.py()))) }
+    }
+
+    /// # Safety
+    /// As `enter_plain`, for an `EventLoop`.
+    pub unsafe extern "C" fn is_running(slf: Object, _: Object) -> Object {
+        // SAFETY: as the caller promises.
+        unsafe {
+            enter_plain(slf, |slf: &Bound<'_, EventLoop>| Ok(slf.get().thread_id.get(slf.py()).is_some()))
+        }
+    }
+
+    /// # Safety
+    /// As `enter_plain`, for an `EventLoop`.
+    pub unsafe extern "C" fn is_closed(slf: Object, _: Object) -> Object {
+        // SAFETY: as the caller promises.
+        unsafe { enter_plain(slf, |slf: &Bound<'_, EventLoop>| Ok(slf.get().closed.get(slf.py()))) }
+    }
+}
+
+/// Makes the class ready for use: adds the methods that are not pyo3's.
+pub fn prepare_class(py: Python<'_>) -> PyResult<()> {
+    let class = py.get_type::<EventLoop>();
+    let questions = [
+        (
+            c"time",
+            questions::time as ffi::PyCFunction,
+            c"time($self)\n--\n\nThe time, in seconds, of the clock that `call_at` goes by: that of \
+`time.monotonic()`.",
+        ),
+        (c"get_debug", questions::get_debug, c"get_debug($self)\n--\n\nWhether debug mode is on."),
+        (c"is_running", questions::is_running, c"is_running($self)\n--\n\nWhether the loop runs now."),
+        (c"is_closed", questions::is_closed, c"is_closed($self)\n--\n\nWhether the loop was closed."),
+    ];
+    for (name, function, doc) in questions {
+        // SAFETY: the functions are for loops.
+        unsafe { add_method(&class, name, Function::Plain(function), doc)? };
+    }
+    schedule::add_methods(&class)?;
+    tasks::add_methods(&class)
+}
+
 #[pymethods]
 impl EventLoop {
     #[new]
@@ -208,10 +277,12 @@ impl EventLoop {
             read_buffer: AttachedCell::new(None),
             jobs: AttachedCell::new(Jobs::default()),
             turn: AttachedCell::new(Turn::default()),
-            closed: AttachedCell::new(false),
-            debug: AttachedCell::new(false),
-            thread_id: AttachedCell::new(None),
             name_service: AttachedCell::new(None),
+            closed: AttachedValue::new(false),
+            debug: AttachedValue::new(false),
+            thread_id: AttachedValue::new(None),
+            in_run: AttachedValue::new(false),
+            task_factory: Slot::empty(),
             shared: Shared {
                 incoming: Mutex::new(Vec::new()),
                 has_incoming: AtomicBool::new(false),
@@ -224,29 +295,10 @@ impl EventLoop {
         })
     }
 
-    /// The time, in seconds, of the clock that `call_at` goes by: that of `time.monotonic()`.
-    fn time(&self) -> f64 {
-        sys::monotonic()
-    }
-
-    /// Whether the loop runs now.
-    fn is_running(&self, py: Python<'_>) -> bool {
-        self.thread_id.get(py).is_some()
-    }
-
-    /// Whether the loop was closed.
-    fn is_closed(&self, py: Python<'_>) -> bool {
-        self.closed.get(py)
-    }
-
     /// Makes `run_forever` return at the end of the current iteration; if the loop does not run, the next
     /// `run_forever` does one iteration.
     fn stop(&self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
-    }
-
-    fn get_debug(&self, py: Python<'_>) -> bool {
-        self.is_debug(py)
     }
 
     /// Frees what the core holds: queues, registrations, descriptors. `Loop.close` calls it last.
@@ -323,6 +375,20 @@ impl EventLoop {
         self.thread_id.set(py, thread_id);
     }
 
+    #[getter]
+    fn _task_factory<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.task_factory.get(py)
+    }
+
+    #[setter(_task_factory)]
+    fn set_task_factory_slot(&self, factory: Bound<'_, PyAny>) {
+        let old = match factory.is_none() {
+            true => self.task_factory.take(factory.py()),
+            false => self.task_factory.put(factory),
+        };
+        drop(old);
+    }
+
     /// A picture of the handles that are ready; changing it changes nothing.
     #[getter]
     fn _ready<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
@@ -358,6 +424,7 @@ impl EventLoop {
                 item.traverse(visit)?;
             }
         }
+        self.task_factory.traverse(visit)?;
         if let Ok(timers) = self.timers.borrow_for_traverse() {
             for timer in timers.values() {
                 visit.call(timer)?;
@@ -389,5 +456,6 @@ impl EventLoop {
 
     fn __clear__(&self, py: Python<'_>) {
         self.let_go(py);
+        drop(self.task_factory.take(py));
     }
 }

@@ -9,7 +9,8 @@
 //!
 //! The poll is a system call, so a loop that is busy with callbacks does not make one in each iteration: I/O is looked
 //! at when nothing is ready, and otherwise once in [`POLL_INTERVAL`] seconds or [`POLL_ITERATIONS`] iterations,
-//! whichever comes first. Timers are compared with the clock in every iteration, so they keep asyncio's order.
+//! whichever comes first. Timers are compared with the clock in every iteration, so they keep asyncio's order; but the
+//! clock is read only if one of them could be due ([`sys::LazyClock`]).
 
 use std::num::NonZero;
 use std::sync::atomic::Ordering;
@@ -22,13 +23,14 @@ use pyo3::types::{PyDict, PyString};
 use super::{EventLoop, Owner, Ready};
 use crate::fd_watch;
 use crate::handle::Handle;
-use crate::py::{Asyncio, is_fatal};
+use crate::py::{Asyncio, is_fatal, track};
 use crate::reactor::{Key, Poller, Readiness};
 use crate::sys;
 use crate::transport::{Listener, StreamTransport, TlsTransport, Transport};
 
 const POLL_INTERVAL: f64 = 250e-6;
-const POLL_ITERATIONS: u32 = 64;
+/// The clock says it well enough; this is in case that it stands still.
+const POLL_ITERATIONS: u32 = 1024;
 
 /// No poll lasts longer (asyncio's limit too): what the kernel takes as a timeout is bounded.
 const LONGEST_POLL: f64 = 24.0 * 3600.0;
@@ -36,10 +38,49 @@ const LONGEST_POLL: f64 = 24.0 * 3600.0;
 /// asyncio runs timers that are due within the resolution of its clock.
 const CLOCK_RESOLUTION: f64 = 1e-9;
 
-/// When the loop last looked for I/O.
-struct LastPoll {
-    time: f64,
+/// When the loop last looked for I/O, and what it knows of the time.
+struct Pace {
+    clock: sys::LazyClock,
+    polled: f64,
     iterations: u32,
+}
+
+impl Pace {
+    /// The first iteration polls whatever is ready: `stop()` before `run_forever()` asks for just that.
+    fn new() -> Self {
+        Pace { clock: sys::LazyClock::new(), polled: f64::NEG_INFINITY, iterations: 0 }
+    }
+
+    /// Whether it is time to look for I/O, although something is ready.
+    #[inline]
+    fn is_poll_due(&mut self) -> bool {
+        let due = self.polled + POLL_INTERVAL;
+        self.iterations >= POLL_ITERATIONS || !self.clock.is_surely_before(due) && self.clock.read() >= due
+    }
+}
+
+/// For as long as the loop is in `_run_once`, which nothing can collect, it keeps what is ready alive. What is still
+/// there afterwards is the collector's business again.
+struct InRun<'a, 'py>(Python<'py>, &'a EventLoop);
+
+impl<'a, 'py> InRun<'a, 'py> {
+    fn begin(py: Python<'py>, event_loop: &'a EventLoop) -> Self {
+        event_loop.in_run.set(py, true);
+        InRun(py, event_loop)
+    }
+}
+
+impl Drop for InRun<'_, '_> {
+    fn drop(&mut self) {
+        let InRun(py, event_loop) = *self;
+        event_loop.in_run.set(py, false);
+        event_loop.take_over_incoming(py);
+        for item in event_loop.ready.borrow_mut(py).iter() {
+            if let Ready::Call(handle) = item {
+                track(handle.bind(py));
+            }
+        }
+    }
 }
 
 #[pymethods]
@@ -50,11 +91,11 @@ impl EventLoop {
     /// here until then is the same, without a Python frame for each iteration.
     fn _run_once(slf: &Bound<'_, Self>) -> PyResult<()> {
         let this = slf.get();
-        // The first iteration polls whatever is ready: `stop()` before `run_forever()` asks for just that.
-        let mut last_poll = LastPoll { time: f64::NEG_INFINITY, iterations: 0 };
+        let _in_run = InRun::begin(slf.py(), this);
+        let mut pace = Pace::new();
         loop {
             this.begin_turn(slf.py());
-            let ran = Self::run_iteration(slf, &mut last_poll);
+            let ran = Self::run_iteration(slf, &mut pace);
             // However it ended: what was written in it shall not wait for the next.
             let ended = Self::end_turn(slf);
             ran.and(ended)?;
@@ -66,32 +107,34 @@ impl EventLoop {
 }
 
 impl EventLoop {
-    fn run_iteration(slf: &Bound<'_, Self>, last_poll: &mut LastPoll) -> PyResult<()> {
+    fn run_iteration(slf: &Bound<'_, Self>, pace: &mut Pace) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         if this.shared.has_incoming.load(Ordering::SeqCst) {
             this.take_over_incoming(py);
         }
-        let mut now = sys::monotonic();
+        pace.clock.glance();
         let idle = this.ready.borrow_mut(py).is_empty() && this.turn.borrow_mut(py).put_off.is_empty();
-        let due = last_poll.iterations >= POLL_ITERATIONS || now - last_poll.time >= POLL_INTERVAL;
+        let due = pace.is_poll_due();
         if idle || due {
-            let timeout = if idle { this.time_to_sleep(py, now) } else { Some(Duration::ZERO) };
-            let polled = this.poll(py, timeout, due)?;
-            now = sys::monotonic();
-            if polled {
-                *last_poll = LastPoll { time: now, iterations: 0 };
+            let timeout = if idle { this.time_to_sleep(py, pace.clock.read()) } else { Some(Duration::ZERO) };
+            if this.poll(py, timeout, due)? {
+                pace.polled = pace.clock.read();
+                pace.iterations = 0;
             }
         }
-        last_poll.iterations += 1;
-        this.queue_due_timers(py, now + CLOCK_RESOLUTION);
+        pace.iterations += 1;
+        this.queue_due_timers(py, &mut pace.clock);
         // Counted now: what the callbacks schedule runs in the next iteration.
         let count = this.ready.borrow_mut(py).len();
         let debug = this.is_debug(py);
         for _ in 0..count {
-            let Some(item) = this.ready.borrow_mut(py).pop_front() else {
-                break;
-            };
-            if debug { Self::run_ready_timed(slf, item)? } else { Self::run_ready(slf, item)? }
+            let item = this.ready.borrow_mut(py).pop_front();
+            match item {
+                Some(item) if debug => Self::run_ready_timed(slf, item)?,
+                Some(Ready::Call(handle)) => Self::run_call(handle.into_bound(py))?,
+                Some(item) => Self::run_ready(slf, item)?,
+                None => break,
+            }
         }
         Ok(())
     }
@@ -120,6 +163,13 @@ impl EventLoop {
             ended = ended.and(Self::report_unless_fatal(slf, intern!(py, "Exception in a transport"), sent));
         }
         ended
+    }
+
+    #[inline]
+    fn run_call(handle: Bound<'_, Handle>) -> PyResult<()> {
+        let result = Handle::run(&handle);
+        Handle::leave_queue(&handle);
+        result
     }
 
     /// How long nothing will happen by itself; `None`: for ever.
@@ -218,12 +268,17 @@ impl EventLoop {
         drop(garbage);
     }
 
-    fn queue_due_timers(&self, py: Python<'_>, end: f64) {
+    fn queue_due_timers(&self, py: Python<'_>, clock: &mut sys::LazyClock) {
         let mut timers = self.timers.borrow_mut(py);
+        let Some(deadline) = timers.next_deadline() else { return };
+        if clock.is_surely_before(deadline - CLOCK_RESOLUTION) {
+            return;
+        }
+        let end = clock.read() + CLOCK_RESOLUTION;
+        let mut ready = self.ready.borrow_mut(py);
         while let Some(timer) = timers.pop_before(end) {
-            let timer = timer.into_bound(py);
             timer.get().set_key(py, None);
-            self.ready.borrow_mut(py).push_back(Ready::Call(timer.into_super().unbind()));
+            ready.push_back(Ready::Call(timer.into_bound(py).into_super().unbind()));
         }
     }
 
@@ -232,7 +287,7 @@ impl EventLoop {
         let py = slf.py();
         let mut message = intern!(py, "Exception in a transport");
         let result = match item {
-            Ready::Call(handle) => return Handle::run(handle.bind(py)),
+            Ready::Call(handle) => return Self::run_call(handle.into_bound(py)),
             Ready::Start(transport) => Transport::start_reading(transport.bind(py)),
             Ready::Source(key) => match slf.get().take_ready(py, key) {
                 Some((Owner::Transport(transport), ready)) => Transport::on_ready(transport.bind(py), ready),
@@ -279,7 +334,7 @@ impl EventLoop {
     fn run_ready_timed(slf: &Bound<'_, Self>, item: Ready) -> PyResult<()> {
         let py = slf.py();
         let subject = match &item {
-            Ready::Call(handle) if handle.get().is_cancelled(py) => return Ok(()),
+            Ready::Call(handle) if handle.get().is_cancelled(py) => return Self::run_ready(slf, item),
             Ready::Call(handle) => handle.clone_ref(py).into_any(),
             Ready::Start(transport) => transport.clone_ref(py).into_any(),
             Ready::Source(key) => match slf.get().source(py, *key) {
@@ -308,5 +363,25 @@ impl EventLoop {
             asyncio.logger.call_method1(py, intern!(py, "warning"), (message, what, duration))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_loop_polls_first_of_all_and_then_seldom() {
+        let mut pace = Pace::new();
+        assert!(pace.is_poll_due());
+        pace.polled = pace.clock.read() + 1000.0;
+        pace.clock.glance();
+        assert!(!pace.is_poll_due());
+        pace.polled = pace.clock.read() - POLL_INTERVAL;
+        pace.clock.glance();
+        assert!(pace.is_poll_due());
+        pace.polled = pace.clock.read() + 1000.0;
+        pace.iterations = POLL_ITERATIONS;
+        assert!(pace.is_poll_due());
     }
 }

@@ -5,100 +5,166 @@ use std::sync::{Arc, PoisonError};
 
 use mio::Waker;
 use pyo3::exceptions::PyTypeError;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyFloat, PyTuple};
+use pyo3::types::{PyFloat, PyType};
+use pyo3::{ffi, intern};
 
 use super::{EventLoop, Ready};
 use crate::handle::{Handle, TimerHandle, add_delay};
-use crate::py::copy_current_context;
+use crate::py::{Arguments, Function, add_method, enter_fast};
 use crate::sys;
 use crate::timers::TimerKey;
 
-#[pymethods]
+/// # Safety
+/// As `enter_fast`, for an `EventLoop`.
+unsafe extern "C" fn call_soon(
+    slf: *mut ffi::PyObject,
+    args: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    names: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: as the caller promises.
+    unsafe { enter_fast(slf, args, count, names, EventLoop::call_soon) }
+}
+
+/// # Safety
+/// As `enter_fast`, for an `EventLoop`.
+unsafe extern "C" fn call_soon_threadsafe(
+    slf: *mut ffi::PyObject,
+    args: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    names: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: as the caller promises.
+    unsafe { enter_fast(slf, args, count, names, EventLoop::call_soon_threadsafe) }
+}
+
+/// # Safety
+/// As `enter_fast`, for an `EventLoop`.
+unsafe extern "C" fn call_later(
+    slf: *mut ffi::PyObject,
+    args: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    names: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: as the caller promises.
+    unsafe { enter_fast(slf, args, count, names, EventLoop::call_later) }
+}
+
+/// # Safety
+/// As `enter_fast`, for an `EventLoop`.
+unsafe extern "C" fn call_at(
+    slf: *mut ffi::PyObject,
+    args: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    names: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: as the caller promises.
+    unsafe { enter_fast(slf, args, count, names, EventLoop::call_at) }
+}
+
+/// Adds the methods of this file to the class.
+pub fn add_methods(class: &Bound<'_, PyType>) -> PyResult<()> {
+    let methods = [
+        (
+            c"call_soon",
+            call_soon as ffi::PyCFunctionFastWithKeywords,
+            c"call_soon($self, callback, *args, context=None)\n--\n\n\
+Schedules `callback(*args)` for the next iteration. Callbacks run in the order in which they were scheduled.
+
+`context`: the `contextvars.Context` to run in; a copy of the current one by default.
+Returns a `Handle`. Raises RuntimeError if the loop is closed; in debug mode also if the thread is not the
+loop's, and TypeError for what can't be called.
+As `asyncio.loop.call_soon`.",
+        ),
+        (
+            c"call_soon_threadsafe",
+            call_soon_threadsafe,
+            c"call_soon_threadsafe($self, callback, *args, context=None)\n--\n\n\
+As `call_soon`, from any thread: an idle loop wakes up for it.",
+        ),
+        (
+            c"call_later",
+            call_later,
+            c"call_later($self, delay, callback, *args, context=None)\n--\n\n\
+Schedules `callback(*args)` for `delay` seconds from now. Returns a `TimerHandle`.
+
+Raises as `call_soon` does, and TypeError for a delay that is no number. As `asyncio.loop.call_later`.",
+        ),
+        (
+            c"call_at",
+            call_at,
+            c"call_at($self, when, callback, *args, context=None)\n--\n\n\
+Schedules `callback(*args)` for a time of the loop's clock, in seconds (see `time`). Returns a `TimerHandle`.
+
+Timers for the same time run in the order in which they were scheduled. Raises as `call_later` does.
+As `asyncio.loop.call_at`.",
+        ),
+    ];
+    for (name, function, doc) in methods {
+        // SAFETY: the functions are for loops.
+        unsafe { add_method(class, name, Function::Fast(function), doc)? };
+    }
+    Ok(())
+}
+
 impl EventLoop {
-    /// Schedules `callback(*args)` for the next iteration. Callbacks run in the order in which they were scheduled.
-    ///
-    /// `context`: the `contextvars.Context` to run in; a copy of the current one by default.
-    /// Returns a `Handle`. Raises RuntimeError if the loop is closed; in debug mode also if the thread is not the
-    /// loop's, and TypeError for what can't be called.
-    /// As `asyncio.loop.call_soon`.
-    #[pyo3(signature = (callback, *args, context=None))]
-    fn call_soon(
-        slf: &Bound<'_, Self>,
-        callback: Bound<'_, PyAny>,
-        args: Bound<'_, PyTuple>,
-        context: Option<Bound<'_, PyAny>>,
-    ) -> PyResult<Py<Handle>> {
+    fn call_soon<'py>(slf: &Bound<'py, Self>, arguments: Arguments<'_, 'py>) -> PyResult<Bound<'py, Handle>> {
+        let ([callback], args, context) = arguments.split("call_soon", ["callback"])?;
         let (py, this) = (slf.py(), slf.get());
         this.check_open(py)?;
         if this.is_debug(py) {
             slf.call_method0(intern!(py, "_check_thread"))?;
-            check_callback(slf, &callback, "call_soon")?;
+            check_callback(slf, callback, "call_soon")?;
         }
-        let handle = Self::new_handle(slf, callback, args, context)?;
-        let handle = Py::new(py, handle)?;
-        this.push_ready(py, Ready::Call(handle.clone_ref(py)));
+        let handle = Handle::create_ready(slf, callback, args, context)?;
+        this.push_ready(py, Ready::Call(handle.clone().unbind()));
         Ok(handle)
     }
 
-    /// As `call_soon`, from any thread: an idle loop wakes up for it.
-    #[pyo3(signature = (callback, *args, context=None))]
-    fn call_soon_threadsafe(
-        slf: &Bound<'_, Self>,
-        callback: Bound<'_, PyAny>,
-        args: Bound<'_, PyTuple>,
-        context: Option<Bound<'_, PyAny>>,
-    ) -> PyResult<Py<Handle>> {
+    fn call_soon_threadsafe<'py>(
+        slf: &Bound<'py, Self>,
+        arguments: Arguments<'_, 'py>,
+    ) -> PyResult<Bound<'py, Handle>> {
+        let ([callback], args, context) = arguments.split("call_soon_threadsafe", ["callback"])?;
         let (py, this) = (slf.py(), slf.get());
         this.check_open(py)?;
         if this.is_debug(py) {
-            check_callback(slf, &callback, "call_soon_threadsafe")?;
+            check_callback(slf, callback, "call_soon_threadsafe")?;
         }
-        let handle = Self::new_handle(slf, callback, args, context)?;
-        let handle = Py::new(py, handle.guarded(py))?;
-        this.push_incoming(Ready::Call(handle.clone_ref(py)));
+        let handle = Handle::create_from_thread(slf, callback, args, context)?;
+        this.push_incoming(Ready::Call(handle.clone().unbind()));
         this.wake()?;
         Ok(handle)
     }
 
-    /// Schedules `callback(*args)` for `delay` seconds from now. Returns a `TimerHandle`.
-    ///
-    /// Raises as `call_soon` does, and TypeError for a delay that is no number. As `asyncio.loop.call_later`.
-    #[pyo3(signature = (delay, callback, *args, context=None))]
-    fn call_later(
-        slf: &Bound<'_, Self>,
-        delay: &Bound<'_, PyAny>,
-        callback: Bound<'_, PyAny>,
-        args: Bound<'_, PyTuple>,
-        context: Option<Bound<'_, PyAny>>,
-    ) -> PyResult<Py<TimerHandle>> {
+    fn call_later<'py>(
+        slf: &Bound<'py, Self>,
+        arguments: Arguments<'_, 'py>,
+    ) -> PyResult<Bound<'py, TimerHandle>> {
+        let ([delay, callback], args, context) = arguments.split("call_later", ["delay", "callback"])?;
         let when = add_delay(sys::monotonic(), delay)?;
         Self::schedule_timer(slf, when, None, callback, args, context)
     }
 
-    /// Schedules `callback(*args)` for a time of the loop's clock, in seconds (see `time`). Returns a `TimerHandle`.
-    ///
-    /// Timers for the same time run in the order in which they were scheduled. Raises as `call_later` does.
-    /// As `asyncio.loop.call_at`.
-    #[pyo3(signature = (when, callback, *args, context=None))]
-    fn call_at(
-        slf: &Bound<'_, Self>,
-        when: &Bound<'_, PyAny>,
-        callback: Bound<'_, PyAny>,
-        args: Bound<'_, PyTuple>,
-        context: Option<Bound<'_, PyAny>>,
-    ) -> PyResult<Py<TimerHandle>> {
+    fn call_at<'py>(
+        slf: &Bound<'py, Self>,
+        arguments: Arguments<'_, 'py>,
+    ) -> PyResult<Bound<'py, TimerHandle>> {
+        let ([when, callback], args, context) = arguments.split("call_at", ["when", "callback"])?;
         if when.is_none() {
             return Err(PyTypeError::new_err("when cannot be None"));
         }
-        let (when, given) = match when.cast_exact::<PyFloat>() {
+        let (seconds, given) = match when.cast_exact::<PyFloat>() {
             Ok(when) => (when.value(), None),
-            Err(_) => (when.extract()?, Some(when.clone().unbind())),
+            Err(_) => (when.extract()?, Some(when)),
         };
-        Self::schedule_timer(slf, when, given, callback, args, context)
+        Self::schedule_timer(slf, seconds, given, callback, args, context)
     }
+}
 
+#[pymethods]
+impl EventLoop {
     /// Wakes the loop from its poll; the standard library calls it after scheduling from another thread.
     fn _write_to_self(&self) -> PyResult<()> {
         self.wake()
@@ -106,54 +172,36 @@ impl EventLoop {
 }
 
 impl EventLoop {
-    fn new_handle(
-        slf: &Bound<'_, Self>,
-        callback: Bound<'_, PyAny>,
-        args: Bound<'_, PyTuple>,
-        context: Option<Bound<'_, PyAny>>,
-    ) -> PyResult<Handle> {
-        let py = slf.py();
-        let context = match context {
-            Some(context) => context.unbind(),
-            None => copy_current_context(py)?,
-        };
-        let handle = Handle::new(slf, callback.unbind(), args.unbind(), context);
-        if slf.get().is_debug(py) {
-            handle.trace_origin(py)?;
-        }
-        Ok(handle)
-    }
-
-    fn schedule_timer(
-        slf: &Bound<'_, Self>,
+    fn schedule_timer<'py>(
+        slf: &Bound<'py, Self>,
         when: f64,
-        given: Option<Py<PyAny>>,
-        callback: Bound<'_, PyAny>,
-        args: Bound<'_, PyTuple>,
-        context: Option<Bound<'_, PyAny>>,
-    ) -> PyResult<Py<TimerHandle>> {
+        given: Option<&Bound<'py, PyAny>>,
+        callback: &Bound<'py, PyAny>,
+        args: &[Bound<'py, PyAny>],
+        context: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, TimerHandle>> {
         let (py, this) = (slf.py(), slf.get());
         this.check_open(py)?;
         if this.is_debug(py) {
             slf.call_method0(intern!(py, "_check_thread"))?;
             // Under this name for `call_later` too, as in asyncio, where the one calls the other.
-            check_callback(slf, &callback, "call_at")?;
+            check_callback(slf, callback, "call_at")?;
         }
-        let handle = Self::new_handle(slf, callback, args, context)?;
-        let timer = TimerHandle::create(py, when, given, handle)?;
+        let timer = TimerHandle::create(slf, when, given, callback, args, context)?;
         let key = this.timers.borrow_mut(py).insert(when, timer.clone().unbind());
         timer.get().set_key(py, Some(key));
-        Ok(timer.unbind())
+        Ok(timer)
     }
 
     /// Takes a cancelled timer out of the queue.
     pub fn cancel_timer(&self, py: Python<'_>, key: TimerKey) {
         let held = self.timers.borrow_mut(py).cancel(key);
-        drop(held);
+        drop(held.map(|timer| timer.into_bound(py)));
     }
 
     /// Queues something for the next iteration, behind whatever other threads have scheduled before: in one thread,
     /// calls of `call_soon` and `call_soon_threadsafe` run in the order they were made.
+    #[inline(always)]
     pub(super) fn push_ready(&self, py: Python<'_>, item: Ready) {
         if self.shared.has_incoming.load(Ordering::Relaxed) {
             self.take_over_incoming(py);
@@ -181,7 +229,9 @@ impl EventLoop {
 
     /// What to wake the loop with. Nobody else will do it, so this is not to be given up.
     pub(super) fn claim_waker(&self) -> Option<Arc<Waker>> {
-        if !self.shared.sleeping.swap(false, Ordering::SeqCst) {
+        // Looked at first, because to take it costs more, and it is seldom up.
+        if !self.shared.sleeping.load(Ordering::SeqCst) || !self.shared.sleeping.swap(false, Ordering::SeqCst)
+        {
             return None;
         }
         self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -28,11 +28,8 @@ impl EventLoop {
     ) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         this.check_open(py)?;
-        let handle = Handle::new(slf, callback.unbind(), args.unbind(), context.clone_ref(py));
-        if this.is_debug(py) {
-            handle.trace_origin(py)?;
-        }
-        this.push_ready(py, Ready::Call(Py::new(py, handle)?));
+        let handle = Handle::create_ready(slf, &callback, args.as_slice(), Some(context.bind(py)))?;
+        this.push_ready(py, Ready::Call(handle.unbind()));
         Ok(())
     }
 

@@ -1,215 +1,316 @@
 //! What `call_soon`, `call_later` and `call_at` return: a callback with its arguments and its context.
+//!
+//! There is one for every callback that runs, so it is all there is: a handle has its few arguments in itself, and dead
+//! ones are used again.
 
+mod returned;
+mod timer;
+
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::sync::{Condvar, Mutex, PoisonError};
 
-use pyo3::basic::CompareOp;
-use pyo3::exceptions::PyTypeError;
-use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyFloat, PyString, PyTuple, PyType};
+use pyo3::types::{PyDict, PyString, PyTuple, PyType};
+use pyo3::{PyClassInitializer, ffi, intern};
 
 use crate::event_loop::EventLoop;
-use crate::py::{Asyncio, AttachedCell, in_context, is_fatal};
-use crate::timers::TimerKey;
+use crate::py::{
+    Asyncio, AttachedValue, Blank, Function, Pool, Recycled, Slot, add_method, copy_current_context,
+    enter_plain, in_context, is_empty, is_fatal, new_context, recycle, track,
+};
+pub use returned::ReturnSignal;
+use returned::{NO_THREAD, Running, this_thread};
+pub use timer::{TimerHandle, add_delay};
 
-struct Call {
-    callback: Py<PyAny>,
-    args: Py<PyTuple>,
+/// So many arguments have a place in the handle. More are in a tuple, which has the first place.
+const INLINE: usize = 3;
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    /// How many arguments there are; anything above `INLINE` means the tuple.
+    arguments: u8,
+    cancelled: bool,
+    /// Another thread may have scheduled the call, and may cancel it.
+    guarded: bool,
+    /// How often the callback is being called now. (More than once if it runs its own handle.)
+    running: u32,
 }
 
-/// What only debug mode keeps.
-#[derive(Default)]
-struct Origin {
-    source_traceback: Option<Py<PyAny>>,
-    /// How the handle looked before it was cancelled.
-    repr: Option<Py<PyString>>,
-}
-
-// No free list of pyo3's: it hands objects out again without telling the collector of them.
 /// A scheduled call (asyncio's `Handle`, of which it is an instance in the eyes of `isinstance`).
 #[pyclass(subclass, frozen, weakref, module = "mioloop._core")]
 pub struct Handle {
-    event_loop: Py<EventLoop>,
-    context: Py<PyAny>,
-    /// Empty once cancelled.
-    call: AttachedCell<Option<Call>>,
-    origin: AttachedCell<Option<Box<Origin>>>,
-    /// Of a call that another thread may have scheduled, and may cancel: which thread is in the callback now.
-    running_in: Option<AtomicU64>,
+    event_loop: Slot<EventLoop>,
+    /// Empty as long as that stands for a new context without variables.
+    context: Slot,
+    /// Empty once cancelled; but not before a call that is on has returned, which needs it.
+    callback: Slot,
+    arguments: [Slot; INLINE],
+    state: AttachedValue<State>,
+    /// Of a guarded handle: which thread is in the callback now.
+    running_in: AtomicU64,
+    /// Debug mode: where it was made.
+    source_traceback: Slot,
+    /// Debug mode: how it looked before it was cancelled.
+    repr: Slot<PyString>,
 }
 
-/// No thread: what `running_in` says before and after the call.
-const NO_THREAD: u64 = 0;
-
-fn this_thread() -> u64 {
-    // SAFETY: asks the operating system for a number, and needs nothing for it.
-    unsafe { ffi::PyThread_get_thread_ident() as u64 }
-}
-
-/// Lets other threads wait until a callback has returned. Whoever cancels a call from another thread may then count on
-/// it: either it was never made, or it is over. (asyncio's `_ThreadSafeHandle`, from 3.14 on.) One for all the calls of
-/// a loop: there is hardly ever anybody who waits.
-#[derive(Default)]
-pub struct ReturnSignal {
-    waiting: AtomicUsize,
-    mutex: Mutex<()>,
-    returned: Condvar,
-}
-
-impl ReturnSignal {
-    fn tell(&self) {
-        if self.waiting.load(SeqCst) > 0 {
-            // Whoever has seen the callback running holds the mutex until it waits.
-            drop(self.mutex.lock());
-            self.returned.notify_all();
-        }
+impl Recycled for Handle {
+    fn blank() -> PyClassInitializer<Self> {
+        Handle::empty_one().into()
     }
 
-    fn wait_while(&self, running: impl Fn() -> bool) {
-        self.waiting.fetch_add(1, SeqCst);
-        let guard = self.mutex.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.returned.wait_while(guard, |()| running()));
-        self.waiting.fetch_sub(1, SeqCst);
+    fn empty(dead: &Bound<'_, Self>) {
+        dead.get().let_go_of_all(dead.py());
+    }
+
+    fn pool() -> &'static Pool {
+        static POOL: Pool = Pool::new();
+        &POOL
     }
 }
 
-/// A callback is on; over when this is dropped, also by a panic.
-struct Running<'a>(&'a AtomicU64, &'a ReturnSignal);
-
-impl<'a> Running<'a> {
-    fn enter(running_in: &'a AtomicU64, signal: &'a ReturnSignal) -> Self {
-        running_in.store(this_thread(), SeqCst);
-        Running(running_in, signal)
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.store(NO_THREAD, SeqCst);
-        self.1.tell();
-    }
-}
+/// The call that a handle is for, as asyncio shows it.
+type Call<'py> = (Bound<'py, PyAny>, Bound<'py, PyTuple>);
 
 impl Handle {
-    /// The handle of a call from any thread. (Before 3.14 asyncio's are no different from others, and a callback may
-    /// wait for a thread that cancels it.)
-    pub fn guarded(self, py: Python<'_>) -> Self {
-        match py.version_info() >= (3, 14) {
-            true => Handle { running_in: Some(AtomicU64::new(NO_THREAD)), ..self },
-            false => self,
+    /// A handle of a call of `callback(*arguments)`, in `context` or else in a copy of the current one.
+    pub fn create<'py>(
+        event_loop: &Bound<'py, EventLoop>,
+        callback: &Bound<'py, PyAny>,
+        arguments: &[Bound<'py, PyAny>],
+        context: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, Handle>> {
+        let handle = Self::make(event_loop, callback, arguments, context)?.publish();
+        handle.get().trace_origin(event_loop)?;
+        Ok(handle)
+    }
+
+    /// The same, to be queued at once. If the loop runs, the collector does not see the handle: it is alive until it has
+    /// run, and there is nothing to find out. (Without that, a thread that schedules thousands of calls would have the
+    /// collector look at each of them again and again.)
+    #[inline]
+    pub fn create_ready<'py>(
+        event_loop: &Bound<'py, EventLoop>,
+        callback: &Bound<'py, PyAny>,
+        arguments: &[Bound<'py, PyAny>],
+        context: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, Handle>> {
+        let blank = Self::make(event_loop, callback, arguments, context)?;
+        // Asked now, when no other code runs before the handle is in the queue.
+        if event_loop.get().keeps_ready_alive(event_loop.py()) {
+            return Ok(blank.publish_untracked());
+        }
+        let handle = blank.publish();
+        handle.get().trace_origin(event_loop)?;
+        Ok(handle)
+    }
+
+    /// The same, for a thread that may schedule thousands of calls before the loop has its turn. The collector would be
+    /// set off by their contexts then; but most threads have no context variables, and for these the context is made
+    /// when the call is.
+    pub fn create_from_thread<'py>(
+        event_loop: &Bound<'py, EventLoop>,
+        callback: &Bound<'py, PyAny>,
+        arguments: &[Bound<'py, PyAny>],
+        context: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, Handle>> {
+        let handle = Self::create_ready(event_loop, callback, arguments, context)?;
+        let this = handle.get();
+        if context.is_none() && this.context.get(event_loop.py()).is_some_and(|context| is_empty(&context)) {
+            drop(this.context.take(event_loop.py()));
+        }
+        this.guard(event_loop.py())?;
+        Ok(handle)
+    }
+
+    #[inline]
+    fn make<'py>(
+        event_loop: &Bound<'py, EventLoop>,
+        callback: &Bound<'py, PyAny>,
+        arguments: &[Bound<'py, PyAny>],
+        context: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Blank<'py, Handle>> {
+        let parts = Parts::new(event_loop, callback, arguments, context)?;
+        let blank = Blank::<Handle>::new(event_loop.py())?;
+        parts.fill(blank.get().get());
+        Ok(blank)
+    }
+
+    /// Shows a handle that the queue lets go of to the collector, if somebody else has it.
+    #[inline]
+    pub fn leave_queue(slf: &Bound<'_, Self>) {
+        // SAFETY: the handle is alive.
+        if unsafe { ffi::Py_REFCNT(slf.as_ptr()) } > 1 {
+            track(slf);
         }
     }
 
-    pub fn new(
-        event_loop: &Bound<'_, EventLoop>,
-        callback: Py<PyAny>,
-        args: Py<PyTuple>,
-        context: Py<PyAny>,
-    ) -> Self {
+    const fn empty_one() -> Self {
         Handle {
-            event_loop: event_loop.clone().unbind(),
-            context,
-            call: AttachedCell::new(Some(Call { callback, args })),
-            origin: AttachedCell::new(None),
-            running_in: None,
+            event_loop: Slot::empty(),
+            context: Slot::empty(),
+            callback: Slot::empty(),
+            arguments: [const { Slot::empty() }; INLINE],
+            state: AttachedValue::new(State { arguments: 0, cancelled: false, guarded: false, running: 0 }),
+            running_in: AtomicU64::new(NO_THREAD),
+            source_traceback: Slot::empty(),
+            repr: Slot::empty(),
         }
     }
 
-    /// Notes where in the program the call was scheduled.
-    pub fn trace_origin(&self, py: Python<'_>) -> PyResult<()> {
-        let source_traceback = Some(Asyncio::get(py)?.extract_stack.call0(py)?);
-        self.origin.replace(py, Some(Box::new(Origin { source_traceback, repr: None })));
+    fn let_go_of_all(&self, py: Python<'_>) {
+        drop(self.event_loop.take(py));
+        drop(self.context.take(py));
+        self.let_go_of_call(py);
+        drop(self.source_traceback.take(py));
+        drop(self.repr.take(py));
+        self.state.set(py, State::default());
+    }
+
+    fn let_go_of_call(&self, py: Python<'_>) {
+        drop(self.callback.take(py));
+        for argument in &self.arguments {
+            drop(argument.take(py));
+        }
+    }
+
+    /// Makes it the handle of a call from any thread. (Before 3.14 asyncio's are no different from others, and a
+    /// callback may wait for a thread that cancels it.)
+    fn guard(&self, py: Python<'_>) -> PyResult<()> {
+        let asyncio = Asyncio::get(py)?;
+        if !asyncio.thread_safe_handle.is(&asyncio.handle) {
+            self.state.set(py, State { guarded: true, ..self.state.get(py) });
+        }
+        Ok(())
+    }
+
+    /// In debug mode, notes where in the program the call was scheduled.
+    #[inline]
+    fn trace_origin(&self, event_loop: &Bound<'_, EventLoop>) -> PyResult<()> {
+        let py = event_loop.py();
+        if event_loop.get().is_debug(py) {
+            let traceback = Asyncio::get(py)?.extract_stack.bind(py).call0()?;
+            drop(self.source_traceback.put(traceback));
+        }
         Ok(())
     }
 
     /// Runs the callback in its context. What it raises goes to the loop's exception handler, but for `SystemExit`
     /// and `KeyboardInterrupt`, which are returned. A cancelled handle does nothing.
     pub fn run(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let this = slf.get();
-        let Some((callback, args)) = this.callback_and_args(slf.py()) else { return Ok(()) };
-        let Some(running_in) = &this.running_in else { return this.invoke(slf, &callback, &args) };
-        let _running = Running::enter(running_in, this.event_loop.get().return_signal());
-        this.invoke(slf, &callback, &args)
+        let (py, this) = (slf.py(), slf.get());
+        let state = this.state.get(py);
+        if state.cancelled {
+            return Ok(());
+        }
+        let event_loop = state.guarded.then(|| this.event_loop(py));
+        let _running = (event_loop.as_ref())
+            .map(|event_loop| Running::enter(&this.running_in, event_loop.get().return_signal()));
+        let in_call = InCall::begin(py, this);
+        match this.context(py).and_then(|context| in_context(&context, || in_call.make())) {
+            Ok(()) => Ok(()),
+            Err(error) => Self::failed(slf, error),
+        }
     }
 
-    fn invoke(
-        &self,
-        slf: &Bound<'_, Self>,
-        callback: &Bound<'_, PyAny>,
-        args: &Bound<'_, PyTuple>,
-    ) -> PyResult<()> {
-        let py = slf.py();
-        match in_context(self.context.bind(py), || callback.call1(args)) {
-            Ok(_) => Ok(()),
-            Err(error) if is_fatal(py, &error) => Err(error),
-            Err(error) => self.report(slf, callback, args, error),
+    #[inline]
+    fn context<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        match self.context.get(py) {
+            Some(context) => Ok(context),
+            None => {
+                let context = new_context(py)?;
+                drop(self.context.put(context.clone()));
+                Ok(context)
+            }
         }
+    }
+
+    fn event_loop<'py>(&self, py: Python<'py>) -> Bound<'py, EventLoop> {
+        // Only the maker of a handle and its undertaker see it without a loop.
+        self.event_loop.get(py).expect("a handle has a loop")
+    }
+
+    #[cold]
+    fn failed(slf: &Bound<'_, Self>, error: PyErr) -> PyResult<()> {
+        if is_fatal(slf.py(), &error) { Err(error) } else { slf.get().report(slf, error) }
     }
 
     /// Waits, detached from the interpreter, until no other thread is in the callback.
     fn wait_until_returned(&self, py: Python<'_>) {
-        let Some(running_in) = &self.running_in else { return };
+        if !self.state.get(py).guarded {
+            return;
+        }
         let here = this_thread();
-        let elsewhere = || ![NO_THREAD, here].contains(&running_in.load(SeqCst));
+        let elsewhere = || ![NO_THREAD, here].contains(&self.running_in.load(SeqCst));
         if elsewhere() {
-            let signal = self.event_loop.get().return_signal();
+            let event_loop = self.event_loop(py);
+            let signal = event_loop.get().return_signal();
             py.detach(|| signal.wait_while(elsewhere));
         }
     }
 
     pub fn is_cancelled(&self, py: Python<'_>) -> bool {
-        self.call.borrow_mut(py).is_none()
+        self.state.get(py).cancelled
     }
 
-    fn callback_and_args<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
-        let call = self.call.borrow_mut(py);
-        call.as_ref().map(|call| (call.callback.bind(py).clone(), call.args.bind(py).clone()))
+    /// What the handle is for, or was for, if it has been cancelled and is just running.
+    fn held_call<'py>(&self, py: Python<'py>) -> PyResult<Option<Call<'py>>> {
+        let Some(callback) = self.callback.get(py) else { return Ok(None) };
+        let count = usize::from(self.state.get(py).arguments);
+        let arguments = match count <= INLINE {
+            true => PyTuple::new(py, self.arguments[..count].iter().map(|slot| slot.get(py)))?,
+            false => self.arguments[0]
+                .get(py)
+                .map(|tuple| tuple.cast_into())
+                .transpose()?
+                .unwrap_or(PyTuple::empty(py)),
+        };
+        Ok(Some((callback, arguments)))
     }
 
-    fn report(
-        &self,
-        slf: &Bound<'_, Self>,
-        callback: &Bound<'_, PyAny>,
-        args: &Bound<'_, PyTuple>,
-        error: PyErr,
-    ) -> PyResult<()> {
+    fn call<'py>(&self, py: Python<'py>) -> PyResult<Option<Call<'py>>> {
+        if self.is_cancelled(py) { Ok(None) } else { self.held_call(py) }
+    }
+
+    fn report(&self, slf: &Bound<'_, Self>, error: PyErr) -> PyResult<()> {
         let py = slf.py();
         let context = PyDict::new(py);
-        let source = self.format_callback(callback, args)?;
+        let source = match self.held_call(py)? {
+            Some(call) => self.format_call(&call)?,
+            None => String::new(),
+        };
         context.set_item(intern!(py, "message"), format!("Exception in callback {source}"))?;
         context.set_item(intern!(py, "exception"), error)?;
         context.set_item(intern!(py, "handle"), slf)?;
-        if let Some(traceback) = self._source_traceback(py) {
+        if let Some(traceback) = self.source_traceback.get(py) {
             context.set_item(intern!(py, "source_traceback"), traceback)?;
         }
-        EventLoop::call_exception_handler(self.event_loop.bind(py), &context)
+        EventLoop::call_exception_handler(&self.event_loop(py), &context)
     }
 
-    fn format_callback(&self, callback: &Bound<'_, PyAny>, args: &Bound<'_, PyTuple>) -> PyResult<String> {
+    fn format_call(&self, (callback, arguments): &Call<'_>) -> PyResult<String> {
         let py = callback.py();
         let options = PyDict::new(py);
         // From 3.13 on, asyncio shows the arguments in debug mode only.
         if py.version_info() >= (3, 13) {
-            options.set_item(intern!(py, "debug"), self.event_loop.get().is_debug(py))?;
+            options.set_item(intern!(py, "debug"), self.event_loop(py).get().is_debug(py))?;
         }
-        Asyncio::get(py)?.format_callback_source.bind(py).call((callback, args), Some(&options))?.extract()
+        let format = Asyncio::get(py)?.format_callback_source.bind(py);
+        format.call((callback, arguments), Some(&options))?.extract()
     }
 
-    fn name(&self) -> &'static str {
-        match self.running_in.is_some() {
+    fn name(&self, py: Python<'_>) -> &'static str {
+        match self.state.get(py).guarded {
             true => "_ThreadSafeHandle",
             false => "Handle",
         }
     }
 
     fn describe(&self, py: Python<'_>, name: &str, when: Option<&str>) -> PyResult<String> {
-        match self.saved_repr(py) {
-            Some(repr) => repr.extract(py),
-            None => self.describe_call(py, name, when, self.callback_and_args(py), self.is_cancelled(py)),
+        match self.repr.get(py) {
+            Some(repr) => repr.extract(),
+            None => self.describe_call(py, name, when, self.call(py)?),
         }
     }
 
@@ -218,55 +319,175 @@ impl Handle {
         py: Python<'_>,
         name: &str,
         when: Option<&str>,
-        call: Option<(Bound<'_, PyAny>, Bound<'_, PyTuple>)>,
-        cancelled: bool,
+        call: Option<Call<'_>>,
     ) -> PyResult<String> {
         let mut parts = vec![name.to_owned()];
-        if cancelled {
+        if self.is_cancelled(py) {
             parts.push("cancelled".to_owned());
         }
         if let Some(when) = when {
             parts.push(format!("when={when}"));
         }
-        if let Some((callback, args)) = call {
-            parts.push(self.format_callback(&callback, &args)?);
+        if let Some(call) = call {
+            parts.push(self.format_call(&call)?);
         }
-        if let Some(traceback) = self._source_traceback(py) {
-            let frame = traceback.bind(py).get_item(-1)?;
+        if let Some(traceback) = self.source_traceback.get(py) {
+            let frame = traceback.get_item(-1)?;
             parts.push(format!("created at {}:{}", frame.get_item(0)?, frame.get_item(1)?));
         }
         Ok(format!("<{}>", parts.join(" ")))
     }
 
-    fn saved_repr(&self, py: Python<'_>) -> Option<Py<PyString>> {
-        let origin = self.origin.borrow_mut(py);
-        origin.as_ref().and_then(|origin| origin.repr.as_ref()).map(|repr| repr.clone_ref(py))
-    }
-
     /// Empties the handle; in debug mode the picture of what it was stays, for the report of a slow callback that
     /// cancels its own handle.
-    fn cancel_with(&self, py: Python<'_>, name: &str, when: Option<&str>) -> PyResult<()> {
-        let call = self.callback_and_args(py);
+    fn cancel_with(&self, py: Python<'_>, name: &str, when: impl FnOnce() -> Option<String>) -> PyResult<()> {
+        if self.is_cancelled(py) {
+            return Ok(());
+        }
+        let debug = self.event_loop(py).get().is_debug(py);
+        let call = if debug { self.held_call(py)? } else { None };
         // Before anything else: to describe a callback runs code of the user's, which may fail.
-        drop(self.call.replace(py, None));
-        if call.is_some() && self.event_loop.get().is_debug(py) {
-            let text = self.describe_call(py, name, when, call, true)?;
-            let repr = PyString::new(py, &text).unbind();
-            self.origin.borrow_mut(py).get_or_insert_default().repr = Some(repr);
+        let state = self.state.get(py);
+        self.state.set(py, State { cancelled: true, ..state });
+        if state.running == 0 {
+            self.let_go_of_call(py);
+        }
+        if debug {
+            let text = self.describe_call(py, name, when().as_deref(), call)?;
+            drop(self.repr.put(PyString::new(py, &text)));
         }
         Ok(())
     }
 }
 
-#[pymethods]
+/// What a new handle is made of; made before it, because that may run the collector.
+struct Parts<'a, 'py> {
+    event_loop: &'a Bound<'py, EventLoop>,
+    callback: &'a Bound<'py, PyAny>,
+    context: Bound<'py, PyAny>,
+    arguments: &'a [Bound<'py, PyAny>],
+    many: Option<Bound<'py, PyTuple>>,
+}
+
+impl<'a, 'py> Parts<'a, 'py> {
+    #[inline]
+    fn new(
+        event_loop: &'a Bound<'py, EventLoop>,
+        callback: &'a Bound<'py, PyAny>,
+        arguments: &'a [Bound<'py, PyAny>],
+        context: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Self> {
+        let py = event_loop.py();
+        let context = match context {
+            Some(context) => context.clone(),
+            None => copy_current_context(py)?.into_bound(py),
+        };
+        let many = match arguments.len() > INLINE {
+            true => Some(PyTuple::new(py, arguments)?),
+            false => None,
+        };
+        Ok(Parts { event_loop, callback, context, arguments, many })
+    }
+
+    /// Runs no Python code: nobody sees the handle half full.
+    #[inline]
+    fn fill(self, handle: &Handle) {
+        let py = self.event_loop.py();
+        handle.event_loop.fill(self.event_loop.clone());
+        handle.callback.fill(self.callback.clone());
+        handle.context.fill(self.context);
+        let count = match self.many {
+            Some(tuple) => {
+                handle.arguments[0].fill(tuple.into_any());
+                INLINE + 1
+            }
+            None => {
+                for (slot, argument) in handle.arguments.iter().zip(self.arguments) {
+                    slot.fill(argument.clone());
+                }
+                self.arguments.len()
+            }
+        };
+        handle.state.set(py, State { arguments: count as u8, ..State::default() });
+    }
+}
+
+/// A call that is on: until it is over the handle keeps what is called, so that it need not be counted again.
+struct InCall<'a, 'py>(&'a Handle, Python<'py>);
+
+impl<'a, 'py> InCall<'a, 'py> {
+    #[inline]
+    fn begin(py: Python<'py>, handle: &'a Handle) -> Self {
+        let state = handle.state.get(py);
+        handle.state.set(py, State { running: state.running + 1, ..state });
+        InCall(handle, py)
+    }
+
+    #[inline]
+    fn make(&self) -> PyResult<()> {
+        let InCall(handle, py) = *self;
+        let count = usize::from(handle.state.get(py).arguments);
+        let callback = handle.callback.as_ptr(py);
+        // The first place is the callee's, for a `self`.
+        let mut stack = [std::ptr::null_mut(); 1 + INLINE];
+        for (place, argument) in stack[1..].iter_mut().zip(&handle.arguments) {
+            *place = argument.as_ptr(py);
+        }
+        // SAFETY: attached. The callback and its arguments are alive: a handle lets go of them when it is cancelled
+        // or cleared, which waits for `running`, and when it dies, and `run` has a reference to it. There are `count`
+        // arguments behind the first place of `stack`, or a tuple of them.
+        unsafe {
+            let result = match count <= INLINE {
+                true => {
+                    let flags = count | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET;
+                    let arguments = stack.as_mut_ptr().add(1);
+                    ffi::PyObject_Vectorcall(callback, arguments, flags, std::ptr::null_mut())
+                }
+                false => ffi::PyObject_Call(callback, stack[1], std::ptr::null_mut()),
+            };
+            Bound::from_owned_ptr_or_err(py, result).map(drop)
+        }
+    }
+}
+
+impl Drop for InCall<'_, '_> {
+    #[inline]
+    fn drop(&mut self) {
+        let InCall(handle, py) = *self;
+        let state = handle.state.get(py);
+        handle.state.set(py, State { running: state.running - 1, ..state });
+        if state.cancelled && state.running == 1 {
+            handle.let_go_of_call(py);
+        }
+    }
+}
+
+/// # Safety
+/// As `enter_plain`, for a `Handle`.
+unsafe extern "C" fn cancel(slf: *mut ffi::PyObject, _: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: as the caller promises.
+    unsafe { enter_plain(slf, Handle::cancel) }
+}
+
+/// Makes the classes of this file ready for use: adds the methods that are not pyo3's.
+pub fn prepare_classes(py: Python<'_>) -> PyResult<()> {
+    let doc = c"cancel($self)\n--\n\nCancels the call, unless it has run; a second time does nothing.";
+    // SAFETY: the function is for handles.
+    unsafe { add_method(&py.get_type::<Handle>(), c"cancel", Function::Plain(cancel), doc)? };
+    recycle::<Handle>(py);
+    timer::prepare_class(py)
+}
+
 impl Handle {
-    /// Cancels the call, unless it has run; a second time does nothing.
     fn cancel(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         this.wait_until_returned(py);
-        this.cancel_with(py, this.name(), None)
+        this.cancel_with(py, this.name(py), || None)
     }
+}
 
+#[pymethods]
+impl Handle {
     /// Whether the call was cancelled.
     fn cancelled(&self, py: Python<'_>) -> bool {
         self.wait_until_returned(py);
@@ -274,8 +495,8 @@ impl Handle {
     }
 
     /// The `contextvars.Context` in which the callback runs.
-    fn get_context(&self, py: Python<'_>) -> Py<PyAny> {
-        self.context.clone_ref(py)
+    fn get_context<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.context(py)
     }
 
     fn _run(slf: &Bound<'_, Self>) -> PyResult<()> {
@@ -284,12 +505,12 @@ impl Handle {
 
     #[getter]
     fn _callback<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
-        self.callback_and_args(py).map(|(callback, _)| callback)
+        if self.is_cancelled(py) { None } else { self.callback.get(py) }
     }
 
     #[getter]
-    fn _args<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyTuple>> {
-        self.callback_and_args(py).map(|(_, args)| args)
+    fn _args<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        Ok(self.call(py)?.map(|(_, arguments)| arguments))
     }
 
     #[getter]
@@ -298,179 +519,47 @@ impl Handle {
     }
 
     #[getter]
-    fn _context(&self, py: Python<'_>) -> Py<PyAny> {
-        self.context.clone_ref(py)
+    fn _context<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.context(py)
     }
 
     #[getter]
-    fn _loop(&self, py: Python<'_>) -> Py<EventLoop> {
-        self.event_loop.clone_ref(py)
+    fn _loop<'py>(&self, py: Python<'py>) -> Bound<'py, EventLoop> {
+        self.event_loop(py)
     }
 
     #[getter]
-    fn _source_traceback(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        let origin = self.origin.borrow_mut(py);
-        origin.as_ref().and_then(|origin| origin.source_traceback.as_ref()).map(|list| list.clone_ref(py))
+    fn _source_traceback<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.source_traceback.get(py)
     }
 
     #[getter(__class__)]
     fn class(&self, py: Python<'_>) -> PyResult<Py<PyType>> {
         let asyncio = Asyncio::get(py)?;
-        Ok(if self.running_in.is_some() { &asyncio.thread_safe_handle } else { &asyncio.handle }
+        Ok(if self.state.get(py).guarded { &asyncio.thread_safe_handle } else { &asyncio.handle }
             .clone_ref(py))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        self.describe(py, self.name(), None)
+        self.describe(py, self.name(py), None)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.event_loop)?;
-        visit.call(&self.context)?;
-        if let Ok(call) = self.call.borrow_for_traverse() {
-            if let Some(call) = call.as_ref() {
-                visit.call(&call.callback)?;
-                visit.call(&call.args)?;
-            }
+        self.event_loop.traverse(visit)?;
+        self.context.traverse(visit)?;
+        self.callback.traverse(visit)?;
+        for argument in &self.arguments {
+            argument.traverse(visit)?;
         }
-        if let Ok(origin) = self.origin.borrow_for_traverse() {
-            if let Some(origin) = origin.as_ref() {
-                visit.call(&origin.source_traceback)?;
-            }
-        }
-        Ok(())
+        self.source_traceback.traverse(visit)
     }
 
     fn __clear__(&self, py: Python<'_>) {
-        drop(self.call.replace(py, None));
-        drop(self.origin.replace(py, None));
-    }
-}
-
-/// A call scheduled for a time (asyncio's `TimerHandle`).
-#[pyclass(extends = Handle, frozen, module = "mioloop._core")]
-pub struct TimerHandle {
-    when: f64,
-    /// The time as `call_at` was given it, if that was no float: `when()` returns the very object.
-    given: Option<Py<PyAny>>,
-    /// Its place in the timer queue, until it fires or is cancelled.
-    key: AttachedCell<Option<TimerKey>>,
-}
-
-impl TimerHandle {
-    pub fn create(
-        py: Python<'_>,
-        when: f64,
-        given: Option<Py<PyAny>>,
-        handle: Handle,
-    ) -> PyResult<Bound<'_, TimerHandle>> {
-        let timer = TimerHandle { when, given, key: AttachedCell::new(None) };
-        Bound::new(py, PyClassInitializer::from(handle).add_subclass(timer))
-    }
-
-    pub fn set_key(&self, py: Python<'_>, key: Option<TimerKey>) {
-        self.key.set(py, key);
-    }
-}
-
-#[pymethods]
-impl TimerHandle {
-    /// Cancels the call, unless it has run, and lets go of the callback and its arguments at once.
-    fn cancel(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, handle) = (slf.py(), slf.as_super().get());
-        if let Some(key) = slf.get().key.replace(py, None) {
-            handle.event_loop.get().cancel_timer(py, key);
+        let state = self.state.get(py);
+        self.state.set(py, State { cancelled: true, ..state });
+        if state.running == 0 {
+            self.let_go_of_call(py);
         }
-        let when = match handle.event_loop.get().is_debug(py) {
-            true => Some(slf.get().when(py).str()?.to_string()),
-            false => None,
-        };
-        handle.cancel_with(py, "TimerHandle", when.as_deref())
+        drop(self.source_traceback.take(py));
     }
-
-    /// The time at which the call is due, in seconds of the loop's clock (`loop.time()`).
-    fn when<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
-        match &self.given {
-            Some(given) => given.bind(py).clone(),
-            None => PyFloat::new(py, self.when).into_any(),
-        }
-    }
-
-    #[getter]
-    fn _when<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
-        self.when(py)
-    }
-
-    #[getter]
-    fn _scheduled(&self, py: Python<'_>) -> bool {
-        self.key.get(py).is_some()
-    }
-
-    #[getter(__class__)]
-    fn class(&self, py: Python<'_>) -> PyResult<Py<PyType>> {
-        Ok(Asyncio::get(py)?.timer_handle.clone_ref(py))
-    }
-
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.given)
-    }
-
-    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
-        slf.get().describe(slf)
-    }
-
-    fn __hash__(&self, py: Python<'_>) -> PyResult<isize> {
-        self.when(py).hash()
-    }
-
-    /// Timers are ordered by their time; two are equal if they also call the same thing.
-    fn __richcmp__(slf: &Bound<'_, Self>, other: &Bound<'_, PyAny>, op: CompareOp) -> PyResult<Py<PyAny>> {
-        let py = slf.py();
-        let Ok(other) = other.cast::<TimerHandle>() else {
-            return Ok(py.NotImplemented());
-        };
-        let (a, b) = (slf.get().when, other.get().when);
-        let result = match op {
-            CompareOp::Lt => a < b,
-            CompareOp::Gt => a > b,
-            CompareOp::Le => a < b || Self::same_call(slf, other)?,
-            CompareOp::Ge => a > b || Self::same_call(slf, other)?,
-            CompareOp::Eq => Self::same_call(slf, other)?,
-            CompareOp::Ne => !Self::same_call(slf, other)?,
-        };
-        Ok(result.into_pyobject(py)?.to_owned().into_any().unbind())
-    }
-}
-
-impl TimerHandle {
-    fn describe(&self, slf: &Bound<'_, Self>) -> PyResult<String> {
-        let when = self.when(slf.py()).str()?.to_string();
-        slf.as_super().get().describe(slf.py(), "TimerHandle", Some(&when))
-    }
-
-    fn same_call(a: &Bound<'_, Self>, b: &Bound<'_, Self>) -> PyResult<bool> {
-        let py = a.py();
-        if a.get().when != b.get().when {
-            return Ok(false);
-        }
-        let (a, b) = (a.as_super().get(), b.as_super().get());
-        match (a.callback_and_args(py), b.callback_and_args(py)) {
-            (Some((callback, args)), Some((other_callback, other_args))) => {
-                Ok(callback.eq(other_callback)? && args.eq(other_args)?)
-            }
-            (a, b) => Ok(a.is_none() && b.is_none()),
-        }
-    }
-}
-
-/// The number of seconds in `delay`, added to `now` as Python adds it, so that whatever Python can't add raises what
-/// Python raises.
-pub fn add_delay(now: f64, delay: &Bound<'_, PyAny>) -> PyResult<f64> {
-    if let Ok(delay) = delay.cast_exact::<PyFloat>() {
-        return Ok(now + delay.value());
-    }
-    if delay.is_none() {
-        return Err(PyTypeError::new_err("delay must not be None"));
-    }
-    PyFloat::new(delay.py(), now).add(delay)?.extract()
 }

@@ -1,6 +1,7 @@
 //! What the core uses of asyncio and the standard library, looked up once.
 
 use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyKeyboardInterrupt, PySystemExit};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
@@ -17,6 +18,15 @@ pub struct Asyncio {
     pub tls_transport: Py<PyType>,
     /// Both a `Transport` and a `DatagramTransport`, as programs have come to expect.
     pub datagram_transport: Py<PyType>,
+    pub base_event_loop: Py<PyAny>,
+    /// The names of `asyncio.tasks` and `asyncio.futures`, where `BaseEventLoop` looks its classes up each time.
+    pub tasks: Py<PyDict>,
+    pub futures: Py<PyDict>,
+    /// The accelerated `Task` and `Future`; `None` where there are none.
+    pub fast_task: Py<PyAny>,
+    pub fast_future: Py<PyAny>,
+    /// `("loop",)`
+    pub loop_keyword: Py<PyTuple>,
     pub buffered_protocol: Py<PyAny>,
     pub transport_socket: Py<PyAny>,
     pub socket: Py<PyType>,
@@ -53,6 +63,12 @@ impl Asyncio {
                     "asyncio.transports",
                     ["_FlowControlMixin", "DatagramTransport"],
                 )?,
+                base_event_loop: attribute("asyncio.base_events", "BaseEventLoop")?,
+                tasks: py.import("asyncio.tasks")?.dict().unbind(),
+                futures: py.import("asyncio.futures")?.dict().unbind(),
+                fast_task: attribute("_asyncio", "Task").unwrap_or_else(|_| py.None()),
+                fast_future: attribute("_asyncio", "Future").unwrap_or_else(|_| py.None()),
+                loop_keyword: PyTuple::new(py, [intern!(py, "loop")])?.unbind(),
                 buffered_protocol: attribute("asyncio.protocols", "BufferedProtocol")?,
                 transport_socket: attribute("asyncio.trsock", "TransportSocket")?,
                 socket: class("socket", "socket")?,

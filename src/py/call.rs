@@ -9,6 +9,18 @@ pub fn copy_current_context(py: Python<'_>) -> PyResult<Py<PyAny>> {
     unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_CopyCurrent()).map(Bound::unbind) }
 }
 
+/// `contextvars.Context()`
+pub fn new_context(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    // SAFETY: as above.
+    unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_New()) }
+}
+
+/// Whether it is a context, and has no variables.
+pub fn is_empty(context: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: attached, and the object is alive; the second call is for contexts only, which have a length.
+    unsafe { ffi::PyContext_CheckExact(context.as_ptr()) != 0 && ffi::PyObject_Size(context.as_ptr()) == 0 }
+}
+
 /// Does `work` as `context.run` would. A context that is entered already is asyncio's RuntimeError.
 pub fn in_context<R>(context: &Bound<'_, PyAny>, work: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
     let entered = EnteredContext::enter(context)?;

@@ -37,13 +37,3 @@ impl<T> AttachedCell<T> {
         self.0.try_borrow_mut()
     }
 }
-
-impl<T: Copy> AttachedCell<T> {
-    pub fn get(&self, py: Python<'_>) -> T {
-        *self.borrow_mut(py)
-    }
-
-    pub fn set(&self, py: Python<'_>, value: T) {
-        *self.borrow_mut(py) = value;
-    }
-}

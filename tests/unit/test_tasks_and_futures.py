@@ -269,3 +269,114 @@ def test_task_groups_and_timeouts(loop: asyncio.AbstractEventLoop) -> None:
         return [task.result() for task in tasks]
 
     assert run(loop, main()) == [42] * 10
+
+
+# what a program puts in the place of asyncio's classes
+
+
+def test_the_task_class_is_looked_up_each_time(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, object]] = []
+
+    class Replaced(asyncio.Task[Any]):
+        def __init__(self, coro: Any, **options: Any) -> None:
+            made.append(options)
+            super().__init__(coro, **options)
+
+    before = loop.create_task(answer())
+    monkeypatch.setattr(asyncio.tasks, "Task", Replaced)
+    task = loop.create_task(answer(), name="named")
+    monkeypatch.undo()
+    after = loop.create_task(answer())
+    assert [type(each) is Replaced for each in (before, task, after)] == [False, True, False]
+    assert task.get_name() == "named"
+    assert made[0]["loop"] is loop
+    for each in (before, task, after):
+        assert loop.run_until_complete(each) == 42
+
+
+def test_the_future_class_is_looked_up_each_time(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Replaced(asyncio.Future[Any]):
+        pass
+
+    monkeypatch.setattr(asyncio.futures, "Future", Replaced)
+    replaced = loop.create_future()
+    monkeypatch.undo()
+    assert type(replaced) is Replaced
+    assert replaced.get_loop() is loop
+    assert type(loop.create_future()) is asyncio.Future
+
+
+def test_a_subclass_of_the_loop_may_make_tasks_itself(loop_factory: Any) -> None:
+    made: list[str] = []
+    new_loop = loop_factory()
+    base: Any = type(new_loop)
+    new_loop.close()
+
+    class Loop(base):  # type: ignore[misc]
+        def create_task(self, coro: Any, **options: Any) -> Any:
+            made.append("task")
+            return super().create_task(coro, **options)
+
+        def create_future(self) -> Any:
+            made.append("future")
+            return super().create_future()
+
+        def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+            made.append("call")
+            return super().call_soon(callback, *args, context=context)
+
+    loop = Loop()
+    assert loop.run_until_complete(answer()) == 42
+    loop.run_until_complete(asyncio.sleep(0.001))
+    loop.close()
+    assert set(made) == {"task", "future", "call"}
+
+
+def test_create_task_on_a_closed_loop(loop: asyncio.AbstractEventLoop) -> None:
+    loop.close()
+    coroutine = answer()
+    with pytest.raises(RuntimeError, match="Event loop is closed"):
+        loop.create_task(coroutine)
+    coroutine.close()
+
+
+@pytest.mark.parametrize("arguments", [(), (None, None), (None, None, None)])
+def test_create_task_takes_one_argument(loop: Any, arguments: tuple[object, ...]) -> None:
+    with pytest.raises(TypeError, match="create_task\\(\\)"):
+        loop.create_task(*arguments)
+
+
+def test_create_task_with_everything_by_name(loop: Any) -> None:
+    async def main() -> str:
+        return NAME.get()
+
+    context = contextvars.copy_context()
+    context.run(NAME.set, "given")
+    first = loop.create_task(coro=main(), name="one", context=context)
+    second = loop.create_task(main(), **{"".join(["na", "me"]): "two", "context": context})
+    assert [first.get_name(), second.get_name()] == ["one", "two"]
+    for task in (first, second):
+        assert loop.run_until_complete(task) == "given"
+
+
+def test_where_a_task_was_made_in_debug_mode(loop: Any) -> None:
+    loop.set_debug(True)
+    task, future = loop.create_task(answer()), loop.create_future()
+    assert task._source_traceback[-1].name == "test_where_a_task_was_made_in_debug_mode"
+    assert future._source_traceback[-1].name == "create_future"
+    assert loop.run_until_complete(task) == 42
+
+
+def test_the_task_factory_as_an_attribute(loop: Any) -> None:
+    assert loop._task_factory is None
+    loop._task_factory = make_marked
+    assert loop.get_task_factory() is make_marked
+    task = loop.create_task(answer())
+    assert type(task) is MarkedTask
+    loop._task_factory = None
+    assert loop.get_task_factory() is None
+    assert loop.run_until_complete(task) == 42

@@ -22,7 +22,7 @@ use super::base::{Parts, Transport};
 use super::protocol::Protocol;
 use super::socket::{Facts, Names, Socket};
 use crate::event_loop::EventLoop;
-use crate::py::{AttachedCell, copy_current_context};
+use crate::py::{AttachedCell, AttachedValue, copy_current_context};
 use crate::sys::SocketAddress;
 use write_buffer::WriteBuffer;
 
@@ -31,7 +31,7 @@ use write_buffer::WriteBuffer;
 pub struct StreamTransport {
     output: AttachedCell<Output>,
     /// How many bytes the last read of a `Protocol` gave.
-    last_received: AttachedCell<usize>,
+    last_received: AttachedValue<usize>,
 }
 
 #[derive(Default)]
@@ -79,7 +79,7 @@ impl StreamTransport {
         let py = parts.event_loop.py();
         let stream = StreamTransport {
             output: AttachedCell::new(Output::default()),
-            last_received: AttachedCell::new(0),
+            last_received: AttachedValue::new(0),
         };
         let slf = Bound::new(py, PyClassInitializer::from(Transport::new(parts)?).add_subclass(stream))?;
         if let Some(server) = server {
