@@ -141,7 +141,7 @@ bench-wheel: $(VENV)/.group-bench ## the same with the wheel that `make wheels` 
 bench-report: $(EXTENSION) $(VENV)/.group-bench ## docs/benchmarks.md again, from the results that there are
 	@$(BIN)/python -m benches --from $$(ls -tr $(RESULTS)/*.json) --report docs/benchmarks.md
 
-instructions: $(EXTENSION) $(VENV)/.group-bench ## instructions per operation, counted: fails where they have grown
+instructions: $(EXTENSION) $(VENV)/.group-test ## instructions per operation, counted: fails where they have grown
 	@$(BIN)/python -m benches.instructions
 
 # Only to compare builds: see benches/micro_pyperf.py.

@@ -128,7 +128,8 @@ def test_an_error_of_rust_is_an_exception(run: Run) -> None:
 def test_rust_awaits_a_coroutine(run: Run) -> None:
     async def work() -> str:
         await asyncio.sleep(0.001)
-        return await rust_futures.await_in_rust(inner())
+        result: str = await rust_futures.await_in_rust(inner())
+        return result
 
     async def inner() -> str:
         await rust_futures.sleep(0.001)
