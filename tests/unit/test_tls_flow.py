@@ -151,6 +151,30 @@ def test_pauses_within_data_received(loop: asyncio.AbstractEventLoop, tls: Conte
     run(loop, main())
 
 
+@pytest.mark.parametrize("then", ["write", "set_write_buffer_limits", "close"])
+def test_a_resume_delivers_nothing_from_within_another_call(
+    loop: asyncio.AbstractEventLoop, tls: Contexts, then: str
+) -> None:
+    async def main() -> None:
+        async with secured(Recorder(), tls) as (transport, protocol, peer):
+            transport.pause_reading()
+            await peer.write(b"not yet")
+            await until(lambda: transport.get_read_buffer_size() > 0)
+            transport.resume_reading()
+            if then == "close":
+                if is_asyncio(loop):
+                    return  # It delivers the rest from within.
+                transport.close()
+            else:
+                args = (b"x" * 100_000,) if then == "write" else (100,)
+                getattr(transport, then)(*args)
+            assert protocol.data == b""
+            if then != "close":
+                await until(lambda: protocol.data == b"not yet")
+
+    run(loop, main())
+
+
 def test_a_resume_that_is_taken_back(loop: asyncio.AbstractEventLoop, tls: Contexts) -> None:
     async def main() -> None:
         async with secured(Recorder(), tls) as (transport, protocol, peer):

@@ -114,6 +114,8 @@ struct State {
     received: VecDeque<Py<PyBytes>>,
     received_size: usize,
     paused: bool,
+    /// `resume_reading` was called; what waits here is delivered when the iteration ends, and not before.
+    resumed: bool,
     /// When the transport beneath pauses and resumes.
     reading: FlowControl,
     /// The transport beneath has come to its end.
@@ -203,6 +205,7 @@ impl TlsTransport {
                 received: VecDeque::new(),
                 received_size: 0,
                 paused: false,
+                resumed: false,
                 reading: FlowControl::new(READ_HIGH_WATER),
                 eof: false,
                 backlog: Backlog::default(),

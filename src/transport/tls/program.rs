@@ -99,15 +99,19 @@ impl TlsTransport {
 
     /// Goes on receiving, from the end of this iteration on. As `asyncio.ReadTransport.resume_reading`.
     fn resume_reading(slf: &Bound<'_, Self>) {
-        let resumed = {
+        let later = {
             let mut state = slf.get().state.borrow_mut(slf.py());
             let resumed = std::mem::replace(&mut state.paused, false);
-            if resumed {
-                state.todo |= Todo::READ;
+            // Whoever is at work delivers it when the program's callback has returned. Otherwise it is not noted among
+            // the things to do: the next `write` may do those, and must not call the program back from within.
+            match (resumed, state.busy) {
+                (true, true) => state.todo |= Todo::READ,
+                (true, false) => state.resumed = true,
+                (false, _) => {}
             }
-            resumed && !state.busy
+            state.resumed
         };
-        if resumed {
+        if later {
             Self::queue(slf);
         }
     }

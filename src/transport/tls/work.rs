@@ -143,7 +143,11 @@ impl TlsTransport {
 
     /// The iteration is at its end.
     pub fn end_of_iteration(slf: &Bound<'_, Self>) -> PyResult<()> {
-        slf.get().state.borrow_mut(slf.py()).queued = false;
-        Self::advance_in_context(slf, Todo::default())
+        let todo = {
+            let mut state = slf.get().state.borrow_mut(slf.py());
+            state.queued = false;
+            if std::mem::take(&mut state.resumed) { Todo::READ } else { Todo::default() }
+        };
+        Self::advance_in_context(slf, todo)
     }
 }
