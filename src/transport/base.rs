@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyType};
 
 use super::flow::{self, FlowControl, Signal};
-use super::protocol::{Kind, Protocol};
+use super::protocol::{Kind, NativeProtocol, Protocol};
 use super::socket::{self, Names, Socket};
 use super::{DatagramTransport, StreamTransport};
 use crate::event_loop::{EventLoop, Owner};
@@ -234,6 +234,17 @@ impl Transport {
         state.protocol.as_ref().map(|protocol| (protocol.object.bind(py).clone(), protocol.kind))
     }
 
+    /// The protocol, if it is Rust.
+    pub(super) fn native_protocol<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> Option<(Bound<'py, PyAny>, &'static dyn NativeProtocol)> {
+        match self.protocol_and_kind(py)? {
+            (object, Kind::Native(native)) => Some((object, native)),
+            _ => None,
+        }
+    }
+
     /// Calls a method of the protocol in the transport's context.
     pub(super) fn call_protocol<'py>(
         &self,
@@ -328,6 +339,7 @@ impl Transport {
         default: Option<Py<PyAny>>,
     ) -> PyResult<Option<Py<PyAny>>> {
         if name == "socket" {
+            Self::flush_protocol(slf)?;
             Self::send_held_back(slf)?;
         }
         Ok(socket::extra_info_item(slf, name)?.map(Bound::unbind).or(default))

@@ -26,6 +26,7 @@ impl Transport {
     /// Closes the connection when what was written is sent; receives no more. The protocol's `connection_lost(None)`
     /// comes last. As `asyncio.BaseTransport.close`.
     pub(super) fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::flush_protocol(slf)?;
         Self::send_held_back(slf)?;
         {
             let mut state = slf.get().state.borrow_mut(slf.py());
@@ -42,6 +43,7 @@ impl Transport {
 
     /// Closes the connection at once, and drops what was not sent. As `asyncio.WriteTransport.abort`.
     fn abort(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::flush_protocol(slf)?;
         Self::force_close(slf, None)
     }
 

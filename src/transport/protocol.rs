@@ -99,6 +99,11 @@ pub(super) trait NativeProtocol: Sync {
         size: usize,
     ) -> PyResult<()>;
 
+    /// The transport is about to end, or to be looked at past us: all that was written shall be with it.
+    fn flush(&self, _object: &Bound<'_, PyAny>) -> PyResult<()> {
+        Ok(())
+    }
+
     /// The transport holds less than before.
     fn sent(&self, _object: &Bound<'_, PyAny>) -> PyResult<()> {
         Ok(())

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from .protocols import BufferedRecorder, Recorder
-from .support import Caught, run, settle, until
-from .tls_peer import Contexts, CutOff, is_asyncio, make_contexts, secured
+from .support import Caught, run, settle, tcp_pair, until
+from .tls_peer import Contexts, CutOff, Peer, is_asyncio, make_contexts, secured
 
 LARGE = 2_000_000
 
@@ -182,11 +182,63 @@ def test_what_is_written_before_an_abort_has_left(
                 await peer.write(b"x")
             else:
                 act(transport)
-            received = b""
-            with pytest.raises(CutOff):
-                while True:
-                    received += await peer.read(1)
-            assert received == b"one, two, three"
+            assert await last_words(peer) == b"one, two, three"
+
+    run(loop, main())
+
+
+async def last_words(peer: Peer) -> bytes:
+    """All that comes before the connection is cut off."""
+    received = b""
+    with pytest.raises((CutOff, ConnectionResetError)):
+        while data := await peer.read(1):
+            received += data
+    return received
+
+
+@pytest.mark.parametrize("when", ["made", "data", "eof"])
+def test_what_is_written_before_an_exception_has_left(
+    loop: asyncio.AbstractEventLoop, tls: Contexts, caught: Caught, when: str
+) -> None:
+    def act(transport: Any) -> None:
+        transport.write(b"your fault")
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        ours, theirs = tcp_pair()
+        peer = Peer(theirs, tls, server_side=False)
+
+        async def provoke() -> bytes:
+            await peer.handshake()
+            if when == "data":
+                await peer.write(b"x")
+            elif when == "eof":
+                await peer.close_notify()
+            return await last_words(peer)
+
+        making = loop.connect_accepted_socket(lambda: Acting(when, act), ours, ssl=tls.server)
+        with contextlib.closing(theirs):
+            _, received = await asyncio.gather(making, provoke(), return_exceptions=True)
+            assert received == b"your fault"
+        await until(lambda: ours.fileno() == -1)
+        assert isinstance(caught.take()["exception"], ZeroDivisionError)
+
+    run(loop, main())
+
+
+@pytest.mark.parametrize("method", ["close", "abort"])
+def test_what_is_written_before_the_transport_beneath_ends_has_left(
+    loop: asyncio.AbstractEventLoop, tls: Contexts, method: str
+) -> None:
+    async def main() -> None:
+        async with secured(Recorder(), tls) as (transport, protocol, peer):
+            # As `Server.close_clients` and `abort_clients` do.
+            beneath = transport._ssl_protocol._transport
+            transport.write(b"good night")
+            getattr(beneath, method)()
+            assert await last_words(peer) == b"good night"
+            await until(lambda: protocol.is_lost)
+            assert protocol.loss is None
 
     run(loop, main())
 

@@ -75,4 +75,10 @@ impl Transport {
             Err(_) => Ok(()),
         }
     }
+
+    /// The same of a protocol that is Rust.
+    pub(in crate::transport) fn flush_protocol(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let native = slf.get().native_protocol(slf.py());
+        native.map_or(Ok(()), |(object, native)| native.flush(&object))
+    }
 }

@@ -11,7 +11,6 @@ use super::write_buffer::MAX_PIECES;
 use crate::sys;
 use crate::transport::Transport;
 use crate::transport::data::Data;
-use crate::transport::protocol::{Kind, Protocol};
 
 pub(super) const WRITE_FAILED: &str = "Fatal write error on socket transport";
 
@@ -208,12 +207,8 @@ impl StreamTransport {
 
     /// A protocol that is Rust may hold more itself, and count this.
     fn tell_sent(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let py = slf.py();
-        let protocol = match &slf.as_super().get().state.borrow_mut(py).protocol {
-            Some(Protocol { object, kind: Kind::Native(native) }) => Some((object.bind(py).clone(), *native)),
-            _ => None,
-        };
-        protocol.map_or(Ok(()), |(object, native)| native.sent(&object))
+        let native = slf.as_super().get().native_protocol(slf.py());
+        native.map_or(Ok(()), |(object, native)| native.sent(&object))
     }
 
     /// All is sent: what waited for it may go on.

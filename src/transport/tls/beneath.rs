@@ -46,6 +46,13 @@ impl NativeProtocol for Tls {
         TlsTransport::advance_in_context(tls, Todo::READ)
     }
 
+    fn flush(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
+        match object.cast::<TlsTransport>() {
+            Ok(tls) => TlsTransport::advance(tls, Todo::WRITE),
+            Err(_) => Ok(()),
+        }
+    }
+
     fn sent(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
         match object.cast::<TlsTransport>() {
             // Nobody has to be told.

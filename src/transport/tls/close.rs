@@ -212,12 +212,18 @@ impl TlsTransport {
         Ok(())
     }
 
+    /// Before the connection ends at once: without the wait for the iteration's end, what the program has written would
+    /// be with the kernel by now.
+    pub(super) fn send_waiting(slf: &Bound<'_, Self>) -> PyResult<()> {
+        match slf.get().phase(slf.py()) {
+            Phase::Wrapped => Self::write_out(slf, false),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn abort_now(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        if this.phase(py) == Phase::Wrapped {
-            // Without the wait for the iteration's end it would be with the kernel by now.
-            Self::write_out(slf, false)?;
-        }
+        Self::send_waiting(slf)?;
         let (reason, connected) = {
             let mut state = this.state.borrow_mut(py);
             state.phase = Phase::Unwrapped;

@@ -129,6 +129,7 @@ impl TlsTransport {
         };
         // What ends the loop for now does not end the connection; any other exception does.
         if told.as_ref().is_err_and(|error| !is_fatal(py, error)) {
+            Self::send_waiting(slf)?;
             return told;
         }
         // The last flight and what the protocol has written leave together. (`WRITE` sends both.)

@@ -56,7 +56,10 @@ impl TlsTransport {
                 Self::call_eof_received(slf)?;
             }
             Stop::Failed(error) if !error.is_instance_of::<PyException>(py) => return Err(error),
-            Stop::Failed(error) => return Self::fatal_error(slf, error, FAILED),
+            Stop::Failed(error) => {
+                Self::send_waiting(slf)?;
+                return Self::fatal_error(slf, error, FAILED);
+            }
         }
         if protocol.is_some() {
             // OpenSSL may have answered something on its own: a KeyUpdate, a renegotiation.
@@ -226,7 +229,10 @@ impl TlsTransport {
                 logger.call_method1(intern!(py, "warning"), (message,)).map(drop)
             }
             Err(error) if is_fatal(py, &error) => Err(error),
-            Err(error) => Self::fatal_error(slf, error, "Error calling eof_received()"),
+            Err(error) => {
+                Self::send_waiting(slf)?;
+                Self::fatal_error(slf, error, "Error calling eof_received()")
+            }
         }
     }
 
