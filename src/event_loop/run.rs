@@ -147,17 +147,18 @@ impl EventLoop {
 
     fn end_turn(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, mut ended) = (slf.py(), Ok(()));
-        let put_off = std::mem::take(&mut slf.get().turn.borrow_mut(py).put_off);
+        let put_off = {
+            let mut turn = slf.get().turn.borrow_mut(py);
+            // What is written from now on does not wait: the loop may stop here.
+            turn.number = None;
+            std::mem::take(&mut turn.put_off)
+        };
         // What they put off now is for the next iteration.
         for transport in put_off {
             let done = TlsTransport::end_of_iteration(transport.bind(py));
             ended = ended.and(Self::report_unless_fatal(slf, intern!(py, "Exception in a transport"), done));
         }
-        let senders = {
-            let mut turn = slf.get().turn.borrow_mut(py);
-            turn.number = None;
-            std::mem::take(&mut turn.senders)
-        };
+        let senders = std::mem::take(&mut slf.get().turn.borrow_mut(py).senders);
         for transport in senders {
             let sent = StreamTransport::send_held_back(transport.bind(py));
             ended = ended.and(Self::report_unless_fatal(slf, intern!(py, "Exception in a transport"), sent));

@@ -106,7 +106,8 @@ impl EventLoop {
         drop(owner);
     }
 
-    /// The number of the iteration whose callbacks run now; none outside of the loop's own running.
+    /// The number of the iteration whose callbacks run now; none outside of the loop's own running, and at an
+    /// iteration's end.
     pub fn turn(&self, py: Python<'_>) -> Option<NonZero<u64>> {
         self.turn.borrow_mut(py).number
     }

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import socket
 import ssl
 from typing import Any
@@ -241,6 +242,33 @@ def test_what_is_written_before_the_transport_beneath_ends_has_left(
             assert protocol.loss is None
 
     run(loop, main())
+
+
+def test_what_is_forwarded_as_the_loop_stops_has_left(loop: asyncio.AbstractEventLoop, tls: Contexts) -> None:
+    """From one connection to another, by a callback after which the loop comes back no more."""
+    stack = contextlib.AsyncExitStack()
+
+    async def begin() -> tuple[Any, Peer]:
+        source, protocol, sender = await stack.enter_async_context(secured(Recorder(), tls))
+        # As a client: a server's session tickets would be on their way too.
+        sink, _, receiver = await stack.enter_async_context(secured(Recorder(), tls, server_side=False))
+
+        def forward(data: bytes) -> None:
+            sink.write(data)
+            loop.stop()
+
+        protocol.data_received = forward  # type: ignore[method-assign]
+        source.pause_reading()
+        await sender.write(b"forward me")
+        await until(lambda: source.get_read_buffer_size() > 0)
+        return source, receiver
+
+    source, receiver = run(loop, begin())
+    source.resume_reading()
+    loop.run_forever()
+    assert select.select([receiver.sock], [], [], 5)[0]
+    assert run(loop, receiver.read(10)) == b"forward me"
+    run(loop, stack.aclose())
 
 
 def test_writing_in_eof_received(loop: asyncio.AbstractEventLoop, tls: Contexts) -> None:

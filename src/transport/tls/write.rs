@@ -36,7 +36,8 @@ impl TlsTransport {
             }
             state.backlog.size() >= ENOUGH || state.writing.is_reached(held)
         };
-        if at_once || !this.event_loop.get().is_running_here(py) {
+        let event_loop = this.event_loop.get();
+        if at_once || event_loop.turn(py).is_none() || !event_loop.is_running_here(py) {
             return Self::advance(slf, Todo::WRITE);
         }
         Self::queue(slf);
