@@ -318,6 +318,12 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
     _sock_add_cancellation_callback = _Selector._sock_add_cancellation_callback
 
 
+def _before_fork() -> None:
+    """What is written is written once, although there will be two of the loop that writes it."""
+    for loop in list(_loops):
+        loop._before_fork()
+
+
 def _after_fork() -> None:
     """The child has its parent's loops; from now on they are two of each."""
     for loop in list(_loops):
@@ -325,7 +331,7 @@ def _after_fork() -> None:
         loop._signals.after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
 def _park_other_threads() -> None:

@@ -313,6 +313,15 @@ impl EventLoop {
         drop((parts, waker));
     }
 
+    /// The process is about to fork, perhaps in the middle of an iteration, whose end parent and child may both come
+    /// to: only one of them shall send.
+    fn _before_fork(slf: &Bound<'_, Self>) -> PyResult<()> {
+        match slf.get().is_running_here(slf.py()) {
+            true => Self::send_put_off(slf),
+            false => Ok(()),
+        }
+    }
+
     /// In a child process, just forked: parts from what the parent goes on using.
     fn _after_fork(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());

@@ -166,6 +166,23 @@ impl EventLoop {
         ended
     }
 
+    /// What waits for the iteration's end leaves now.
+    pub(super) fn send_put_off(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, mut sent) = (slf.py(), Ok(()));
+        let (put_off, senders): (Vec<_>, Vec<_>) = {
+            let turn = slf.get().turn.borrow_mut(py);
+            let put_off = turn.put_off.iter().map(|transport| transport.clone_ref(py));
+            (put_off.collect(), turn.senders.iter().map(|transport| transport.clone_ref(py)).collect())
+        };
+        for transport in put_off {
+            sent = sent.and(TlsTransport::send_put_off(transport.bind(py)));
+        }
+        for transport in senders {
+            sent = sent.and(StreamTransport::send_held_back(transport.bind(py)));
+        }
+        sent
+    }
+
     #[inline]
     fn run_call(handle: Bound<'_, Handle>) -> PyResult<()> {
         let result = Handle::run(&handle);

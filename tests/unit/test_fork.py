@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import multiprocessing
 import multiprocessing.forkserver
@@ -19,13 +20,14 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
 from .protocols import Recorder, receive
-from .support import SAFETY, import_line, pipe, run, run_until, settle, socketpair, until
+from .support import SAFETY, import_line, pipe, run, run_until, settle, socketpair, tcp_pair, until
+from .tls_peer import make_contexts, secured
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -236,6 +238,42 @@ def test_the_child_closes_transports(loop: asyncio.AbstractEventLoop, method: st
     run(loop, go_on())
     os.close(pipe_writer)
     right.close()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_what_is_written_before_a_fork_is_sent_once(loop: asyncio.AbstractEventLoop, secure: bool) -> None:
+    """Although the child leaves the loop by the same way as its parent."""
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            hear: Callable[[], Awaitable[bytes]]
+            if secure:
+                tls = secured(Recorder(), make_contexts(), server_side=False)
+                transport, _, peer = await stack.enter_async_context(tls)
+                hear = functools.partial(peer.read, 15)
+            else:
+                ours, theirs = tcp_pair()
+                stack.enter_context(theirs)
+                transport, _ = await loop.create_connection(Recorder, sock=ours)
+                stack.callback(transport.abort)
+                hear = functools.partial(receive, theirs, 15)
+            transport.write(b"one, ")
+            transport.write(b"two, ")
+            child.append(os.fork())
+            if child == [0]:
+                raise SystemExit
+            await has_ended(child[0])
+            transport.write(b"three")
+            assert await hear() == b"one, two, three"
+
+    child: list[int] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            run(loop, main())
+    finally:
+        if child == [0]:
+            os._exit(0)
 
 
 @shares_its_poller

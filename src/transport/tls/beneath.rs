@@ -48,7 +48,7 @@ impl NativeProtocol for Tls {
 
     fn flush(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
         match object.cast::<TlsTransport>() {
-            Ok(tls) => TlsTransport::advance(tls, Todo::WRITE),
+            Ok(tls) => TlsTransport::send_put_off(tls),
             Err(_) => Ok(()),
         }
     }

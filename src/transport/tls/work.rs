@@ -141,6 +141,11 @@ impl TlsTransport {
         }
     }
 
+    /// What was written leaves before the iteration's end.
+    pub fn send_put_off(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::advance(slf, Todo::WRITE)
+    }
+
     /// The iteration is at its end.
     pub fn end_of_iteration(slf: &Bound<'_, Self>) -> PyResult<()> {
         let todo = {
