@@ -10,8 +10,9 @@ use std::mem::{self, MaybeUninit};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-use pyo3::PyErr;
 use pyo3::exceptions::PyOSError;
+use pyo3::ffi;
+use pyo3::prelude::*;
 
 /// A failed system call. In Python it is the OSError subclass that the standard library would raise, with errno and the
 /// C library's text. (pyo3's own conversion of an [`io::Error`] loses errno, so none gets past this module.)
@@ -40,7 +41,15 @@ impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
         let text = io::Error::from_raw_os_error(error.errno).to_string();
         let text = text.split(" (os error").next().unwrap_or_default().to_owned();
-        PyOSError::new_err((error.errno, text))
+        // SAFETY: asks, and needs nothing for it.
+        if unsafe { ffi::PyGILState_Check() } == 0 {
+            return PyOSError::new_err((error.errno, text));
+        }
+        // An object at once. pyo3 would put that off, and detach for it when somebody asks for the class; at the end of
+        // the interpreter it can't attach again, and panics.
+        // SAFETY: attached, as was just asked.
+        let py = unsafe { Python::assume_attached() };
+        py.get_type::<PyOSError>().call1((error.errno, text)).map_or_else(|error| error, PyErr::from_value)
     }
 }
 

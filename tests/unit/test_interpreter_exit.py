@@ -194,3 +194,35 @@ loop.close()
 """
     result = child(loop_factory, script)
     assert (result.returncode, result.stdout) == (0, "True True\n"), result.stderr
+
+
+A_FAILING_WRITE = """
+import asyncio, builtins, socket, warnings
+warnings.simplefilter("ignore")
+
+loop = new_event_loop()
+near, far = socket.socketpair()
+near.setblocking(False)
+
+class Last:
+    def __init__(self, transport):
+        self.transport = transport
+    def __del__(self):
+        self.transport.write(b"bye")
+
+async def main():
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
+    far.close()
+    builtins.kept = Last(transport)
+
+loop.run_until_complete(main())
+print("end")
+"""
+
+
+def test_a_write_that_fails_at_the_very_end(loop_factory: LoopFactory) -> None:
+    """As at any time, it is the transport that hears of it, not the caller."""
+    result = child(loop_factory, A_FAILING_WRITE)
+    assert (result.returncode, result.stdout) == (0, "end\n"), result.stderr
+    assert "panic" not in result.stderr.lower()
+    assert "Exception ignored" not in result.stderr
