@@ -120,13 +120,32 @@ pub fn install_send<T: Awaitable>(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
+/// Enters pyo3 from a slot that is not its own.
+///
+/// `Python::attach` would do, but for the end of the interpreter: coroutines that nobody has finished are closed then,
+/// `finally` and all, and pyo3 attaches no more (it panics). The caller is attached nevertheless.
+///
+/// # Safety
+/// The thread must be attached to the interpreter.
+pub unsafe fn attached<R>(work: impl FnOnce(Python<'_>) -> R) -> R {
+    let mut work = Some(work);
+    match Python::try_attach(|py| work.take().map(|work| work(py))) {
+        Some(Some(result)) => result,
+        _ => {
+            // SAFETY: as the caller promises.
+            let py = unsafe { Python::assume_attached() };
+            work.map(|work| work(py)).expect("pyo3 has refused to attach, so it has not done the work")
+        }
+    }
+}
+
 /// The slot.
 unsafe extern "C" fn send<T: Awaitable>(
     slf: *mut ffi::PyObject,
     value: *mut ffi::PyObject,
     result: *mut *mut ffi::PyObject,
 ) -> ffi::PySendResult {
-    Python::attach(|py| {
+    let step = |py: Python<'_>| {
         // SAFETY: the interpreter calls a class's slot with an instance of the class, and with a value; both references
         // are the caller's for as long as the call lasts.
         let (slf, value) = unsafe {
@@ -150,5 +169,7 @@ unsafe extern "C" fn send<T: Awaitable>(
         // SAFETY: `result` points to where the caller wants its new reference, or null beside an exception.
         unsafe { *result = object };
         outcome
-    })
+    };
+    // SAFETY: the interpreter calls slots attached.
+    unsafe { attached(step) }
 }

@@ -10,7 +10,7 @@ mod slot;
 
 pub use asyncio::{Asyncio, is_fatal, would_block};
 pub(crate) use awaitable::coroutine_methods;
-pub use awaitable::{Awaitable, Step, install_send, iterate, thrown};
+pub use awaitable::{Awaitable, Step, attached, install_send, iterate, thrown};
 pub use call::{copy_current_context, in_context, is_empty, new_context};
 pub use cell::AttachedCell;
 pub use method::{Arguments, Function, add_method, enter_fast, enter_plain};

@@ -196,6 +196,50 @@ loop.close()
     assert (result.returncode, result.stdout) == (0, "True True\n"), result.stderr
 
 
+A_COROUTINE_IS_LEFT = """
+import asyncio, builtins, socket, warnings
+warnings.simplefilter("ignore")
+
+loop = new_event_loop()
+near, far = socket.socketpair()
+near.setblocking(False)
+
+async def main(operation):
+    reader, writer = await asyncio.open_connection(sock=far)
+    reader.feed_data(b"line\\n")
+    begun.append(True)
+    try:
+        await asyncio.sleep(100)
+    finally:
+        await operation(reader, writer)
+
+OPERATIONS = {
+    "send": lambda reader, writer: loop.sock_sendall(near, b"bye"),
+    "receive": lambda reader, writer: loop.sock_recv(near, 1),
+    "look up": lambda reader, writer: loop.getaddrinfo("127.0.0.1", 80),
+    "read": lambda reader, writer: reader.readline(),
+    "drain": lambda reader, writer: writer.drain(),
+}
+begun = []
+"""
+
+
+@pytest.mark.parametrize("operation", ["send", "receive", "look up", "read", "drain"])
+def test_a_coroutine_that_is_closed_at_the_very_end(loop_factory: LoopFactory, operation: str) -> None:
+    """What it awaits in its `finally` may not succeed any more, but the interpreter has to end."""
+    script = f"""
+task = loop.create_task(main(OPERATIONS[{operation!r}]))
+while not begun:
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+builtins.kept = loop, task
+print("end")
+"""
+    result = child(loop_factory, A_COROUTINE_IS_LEFT + script)
+    assert (result.returncode, result.stdout) == (0, "end\n"), result.stderr
+    assert "panicked" not in result.stderr
+
+
 A_FAILING_WRITE = """
 import asyncio, builtins, socket, warnings
 warnings.simplefilter("ignore")

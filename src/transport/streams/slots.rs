@@ -13,6 +13,7 @@ use pyo3::panic::PanicException;
 use pyo3::prelude::*;
 
 use super::operation::{Sent, StreamOperation};
+use crate::py::attached;
 
 /// Called once, before the first operation is made.
 pub fn install(py: Python<'_>) {
@@ -32,7 +33,7 @@ unsafe extern "C" fn send(
     value: *mut ffi::PyObject,
     result: *mut *mut ffi::PyObject,
 ) -> ffi::PySendResult {
-    Python::attach(|py| {
+    let step = |py: Python<'_>| {
         // SAFETY: the interpreter calls the slot with an instance of the class, and both objects alive.
         let (slf, value) = unsafe {
             let slf = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<StreamOperation>();
@@ -54,5 +55,7 @@ unsafe extern "C" fn send(
         // SAFETY: the caller passes a place for the result, and takes the reference.
         unsafe { *result = object };
         kind
-    })
+    };
+    // SAFETY: the interpreter calls slots attached.
+    unsafe { attached(step) }
 }
