@@ -167,8 +167,8 @@ unsafe extern "C" fn die<T: Recycled>(object: *mut ffi::PyObject) {
     let mut next = Some(Dead(object));
     while let Some(Dead(object)) = next {
         bury::<T>(py, class, object);
-        // The outermost one does what is waiting as well.
-        next = if depth == 0 { pool.waiting.borrow_mut(py).pop() } else { None };
+        // By whoever comes back: the outermost one may be another thread's, which can stay in there for long.
+        next = pool.waiting.borrow_mut(py).pop();
     }
     pool.depth.set(py, pool.depth.get(py) - 1);
 }

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from .support import Caught, run, run_once
+from .support import SAFETY, Caught, run, run_once
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -197,6 +197,36 @@ def test_a_long_chain_of_handles(loop: asyncio.AbstractEventLoop, timers: bool) 
     assert first() is not None
     del handle
     assert first() is None
+
+
+def test_a_chain_that_dies_while_another_thread_lets_go_of_a_handle(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    """The other one is in the middle of that for as long as a `__del__` takes."""
+    inside, leave = threading.Event(), threading.Event()
+
+    class Slow:
+        def __del__(self) -> None:
+            inside.set()
+            leave.wait(SAFETY)
+
+    def nothing(_argument: object) -> None: ...
+
+    handles: list[Any] = [loop.call_soon(nothing, Slow())]
+    handle: Any = loop.call_soon(nothing, Owner())
+    first = weakref.ref(handle._args[0])
+    for _ in range(200):
+        handle = loop.call_soon(nothing, handle)
+    run_once(loop)
+    thread = threading.Thread(target=handles.clear)
+    thread.start()
+    try:
+        assert inside.wait(SAFETY)
+        del handle
+        assert first() is None
+    finally:
+        leave.set()
+        thread.join()
 
 
 @pytest.mark.normal_mode
