@@ -102,14 +102,22 @@ impl Waiter {
     #[pyo3(signature = (fn_, /))]
     fn remove_done_callback(&self, fn_: &Bound<'_, PyAny>) -> PyResult<usize> {
         let py = fn_.py();
-        let mut kept = Vec::new();
-        let mut removed = Vec::new();
-        let callbacks = std::mem::take(&mut self.state.borrow_mut(py).callbacks);
+        // The comparison may run Python code, which may fail, or fire this very waiter.
+        let callbacks: Vec<_> =
+            self.state.borrow_mut(py).callbacks.iter().map(|handle| handle.clone_ref(py)).collect();
+        let mut same = Vec::new();
         for handle in callbacks {
-            let same = handle.bind(py).getattr(intern!(py, "_callback"))?.eq(fn_)?;
-            if same { removed.push(handle) } else { kept.push(handle) }
+            if handle.bind(py).getattr(intern!(py, "_callback"))?.eq(fn_)? {
+                same.push(handle);
+            }
         }
-        self.state.borrow_mut(py).callbacks.splice(..0, kept);
+        let removed: Vec<_> = {
+            let mut state = self.state.borrow_mut(py);
+            let is_same = |handle: &Py<Handle>| same.iter().any(|other| other.is(handle));
+            let (removed, kept) = std::mem::take(&mut state.callbacks).into_iter().partition(is_same);
+            state.callbacks = kept;
+            removed
+        };
         Ok(removed.len())
     }
 

@@ -385,3 +385,42 @@ def test_accept_waits_again_and_again(loop: asyncio.AbstractEventLoop) -> None:
                     connection.close()
 
     run(loop, main())
+
+
+def test_a_comparison_of_callbacks_that_fails_takes_none_away(
+    loop: asyncio.AbstractEventLoop, pair: Pair
+) -> None:
+    """Nor does one in which the wait comes to its end."""
+    left, right = pair
+    log: list[object] = []
+    future: Any = None
+
+    class Other:
+        cancels = False
+
+        def __eq__(self, other: object) -> bool:
+            if not self.cancels:
+                raise ZeroDivisionError
+            future.cancel()
+            return False
+
+    async def main() -> None:
+        nonlocal future
+        for cancels in (True, False):
+            operation: Any = loop.sock_recv(left, 10)
+            future = operation.send(None)
+            future.add_done_callback(log.append)
+            other: Any = Other()
+            if cancels:
+                other.cancels = True
+                assert future.remove_done_callback(other) == 0
+            else:
+                with pytest.raises(ZeroDivisionError):
+                    future.remove_done_callback(other)
+                right.send(b"x")
+            await until(lambda: log)
+            assert future.cancelled() is cancels
+            assert log.pop() is future
+            operation.close()
+
+    run(loop, main())
