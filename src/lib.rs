@@ -41,6 +41,8 @@ mod _core {
         _enable_streams, _use_streams, StreamOperation, StreamReaderMethods, StreamWriterMethods,
     };
     #[pymodule_export]
+    use crate::transport::{_use_connections, Connection};
+    #[pymodule_export]
     use crate::transport::{DatagramTransport, Listener, StreamTransport, TlsTransport, Transport};
     #[pymodule_export]
     use crate::waiter::Waiter;
@@ -50,6 +52,7 @@ mod _core {
         crate::event_loop::prepare_class(module.py())?;
         crate::handle::prepare_classes(module.py())?;
         crate::py::install_send::<SocketOperation>(module.py())?;
+        crate::py::install_send::<Connection>(module.py())?;
         crate::py::install_send::<Lookup>(module.py())
     }
 }

@@ -201,10 +201,13 @@ impl<T> Reactor<T> {
         let generation = self.next_generation;
         let slot = self.sources.vacant_key();
         let key = Key { slot: slot as u32, generation };
-        match self.control(fd, key, trigger, direction, Control::Add) {
-            Err(error) if error.errno == libc::EEXIST => {
-                self.control(fd, key, trigger, direction, Control::Modify)?
-            }
+        // A descriptor that once was waited for is most often still known to the kernel, too.
+        let (likely, otherwise, mistaken) = match self.by_fd.get(fd) {
+            Some(_) => (Control::Modify, Control::Add, libc::ENOENT),
+            None => (Control::Add, Control::Modify, libc::EEXIST),
+        };
+        match self.control(fd, key, trigger, direction, likely) {
+            Err(error) if error.errno == mistaken => self.control(fd, key, trigger, direction, otherwise)?,
             result => result?,
         }
         // One generation is never given out: the waker's token has it.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import functools
 import os
 import socket
 import sys
@@ -129,6 +130,33 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
         self._tls = tls
 
     # Transports.
+
+    @functools.wraps(asyncio.BaseEventLoop.create_connection, assigned=())
+    async def create_connection(
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        host: Any = None,
+        port: Any = None,
+        **options: Any,
+    ) -> tuple[Any, asyncio.BaseProtocol]:
+        """Connect to a TCP server; return a transport, and the protocol that `protocol_factory` made.
+
+        Raises OSError if there is no connection to be had. As `asyncio.loop.create_connection`, whose options
+        it takes.
+        """
+        connection = None if options else self._begin_connection(host, port)
+        if connection is None:
+            return await super().create_connection(protocol_factory, host, port, **options)
+        await connection
+        protocol = protocol_factory()
+        waiter = self.create_future()
+        transport = connection._make_transport(protocol, waiter)
+        try:
+            await waiter
+        except:
+            transport.close()
+            raise
+        return transport, protocol
 
     def _make_ssl_transport(
         self,
@@ -316,6 +344,9 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
     _sock_sendfile_native_impl = _Selector._sock_sendfile_native_impl
     _sock_sendfile_update_filepos = _Selector._sock_sendfile_update_filepos
     _sock_add_cancellation_callback = _Selector._sock_add_cancellation_callback
+
+
+_core._use_connections(Loop)
 
 
 def _before_fork() -> None:

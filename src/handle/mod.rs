@@ -17,7 +17,7 @@ use pyo3::{PyClassInitializer, ffi, intern};
 use crate::event_loop::EventLoop;
 use crate::py::{
     Asyncio, AttachedValue, Blank, Function, Pool, Recycled, Slot, add_method, copy_current_context,
-    enter_plain, in_context, is_empty, is_fatal, new_context, recycle, track,
+    enter_plain, in_context, is_empty, is_fatal, minor_version, new_context, recycle, track,
 };
 pub use returned::ReturnSignal;
 use returned::{NO_THREAD, Running, this_thread};
@@ -293,7 +293,7 @@ impl Handle {
         let py = callback.py();
         let options = PyDict::new(py);
         // From 3.13 on, asyncio shows the arguments in debug mode only.
-        if py.version_info() >= (3, 13) {
+        if minor_version(py) >= 13 {
             options.set_item(intern!(py, "debug"), self.event_loop(py).get().is_debug(py))?;
         }
         let format = Asyncio::get(py)?.format_callback_source.bind(py);

@@ -1,18 +1,23 @@
 //! Thin helpers over the C API and over the parts of asyncio that the core calls.
 
 mod asyncio;
+pub mod audit;
 mod awaitable;
 mod call;
 mod cell;
+mod class;
 mod method;
 mod recycle;
 mod slot;
+mod version;
 
 pub use asyncio::{Asyncio, is_fatal, would_block};
 pub(crate) use awaitable::coroutine_methods;
 pub use awaitable::{Awaitable, Step, attached, install_send, iterate, thrown};
 pub use call::{copy_current_context, in_context, is_empty, new_context};
 pub use cell::AttachedCell;
+pub use class::Class;
 pub use method::{Arguments, Function, add_method, enter_fast, enter_plain};
 pub use recycle::{Blank, Pool, Recycled, recycle, track};
 pub use slot::{AttachedValue, Slot};
+pub use version::minor_version;

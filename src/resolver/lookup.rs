@@ -7,11 +7,11 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
+use super::convert;
 use super::request::{self, Answer, Request};
 use super::service::NameService;
-use super::{audit, convert};
 use crate::event_loop::EventLoop;
-use crate::py::{AttachedCell, Awaitable, Step, coroutine_methods};
+use crate::py::{AttachedCell, Awaitable, Step, audit, coroutine_methods};
 use crate::sys::names::Hints;
 use crate::waiter::Waiter;
 

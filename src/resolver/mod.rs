@@ -6,7 +6,6 @@
 //! `socket.getaddrinfo` would (odd arguments, debug mode with its log, a program that has put a function of its own in
 //! the place of the standard library's, or an executor of its own under the loop) goes the standard library's way.
 
-mod audit;
 mod convert;
 mod lookup;
 mod request;

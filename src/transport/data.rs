@@ -5,6 +5,8 @@ use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::py::minor_version;
+
 /// The argument of a write, readable without a copy.
 pub enum Data<'py> {
     /// Of Rust code; what can't be sent at once must be copied.
@@ -37,7 +39,7 @@ impl<'py> Data<'py> {
     }
 
     fn type_error(object: &Bound<'_, PyAny>) -> PyErr {
-        let kinds = match object.py().version_info() >= (3, 14) {
+        let kinds = match minor_version(object.py()) >= 14 {
             true => "bytes, bytearray, or memoryview object",
             false => "bytes-like object",
         };

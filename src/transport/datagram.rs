@@ -194,7 +194,7 @@ impl DatagramTransport {
             None => {
                 let socket = match &base.state.borrow_mut(py).socket {
                     Socket::Python(socket) => socket.bind(py).clone(),
-                    Socket::Accepted(_) | Socket::Closed => {
+                    Socket::Own(_) | Socket::Closed => {
                         return Err(sys::Error { errno: libc::EBADF }.into());
                     }
                 };

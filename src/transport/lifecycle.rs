@@ -11,7 +11,7 @@ use super::base::{State, Transport};
 use super::socket::Socket;
 use super::{DatagramTransport, StreamTransport};
 use crate::event_loop::EventLoop;
-use crate::py::Asyncio;
+use crate::py::{Asyncio, minor_version};
 
 /// asyncio's `LOG_THRESHOLD_FOR_CONNLOST_WRITES`: this many writes to a lost connection are overlooked.
 const SILENT_LOST_WRITES: u32 = 5;
@@ -158,7 +158,7 @@ impl Transport {
         let closed = socket.close(py);
         drop(protocol);
         let detached = match &server {
-            Some(server) if py.version_info() >= (3, 13) => {
+            Some(server) if minor_version(py) >= 13 => {
                 server.call_method1(py, intern!(py, "_detach"), (slf,)).map(drop)
             }
             Some(server) => server.call_method0(py, intern!(py, "_detach")).map(drop),

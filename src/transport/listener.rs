@@ -7,6 +7,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use super::socket::Names;
 use super::{StreamTransport, TlsTransport, tls};
 use crate::event_loop::{EventLoop, Owner};
 use crate::py::{Asyncio, AttachedCell, copy_current_context, in_context, is_fatal};
@@ -200,7 +201,10 @@ impl Listener {
                     &secured
                 }
             };
-            StreamTransport::accepted(event_loop, accepted, peer, protocol, server, context.unbind())
+            let names = Names::new(&accepted, peer)?;
+            let connection = (accepted, names);
+            StreamTransport::connected(event_loop, connection, protocol, None, server, context.unbind())
+                .map(drop)
         });
         match made {
             Err(error) if is_fatal(py, &error) => Err(error),

@@ -2,10 +2,12 @@
 //!
 //! [`Transport`] is what all of them are: a socket, a protocol, flow control and an end. [`StreamTransport`] and
 //! [`DatagramTransport`] add how bytes go in and out. [`TlsTransport`]
-//! stands between a stream transport and a protocol. A [`Listener`] makes transports of what it accepts.
+//! stands between a stream transport and a protocol. A [`Listener`] makes transports of what it accepts, a
+//! [`Connection`] one of what has been connected to.
 
 mod address;
 mod base;
+mod connect;
 mod data;
 mod datagram;
 mod flow;
@@ -20,6 +22,7 @@ mod tls;
 
 pub use address::to_python as address_to_python;
 pub use base::Transport;
+pub use connect::{_use_connections, Connection};
 pub use data::Data;
 pub use datagram::DatagramTransport;
 pub use listener::Listener;

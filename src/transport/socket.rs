@@ -1,6 +1,6 @@
 //! The socket under a transport, and what `get_extra_info` tells of it.
 //!
-//! A connection that the loop has accepted itself is only a descriptor: the Python object is made when somebody asks
+//! A connection that the loop has accepted or made itself is only a descriptor: the Python object is made when somebody asks
 //! for it, which for most connections nobody does.
 
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -16,7 +16,8 @@ use crate::py::Asyncio;
 use crate::sys::{self, SocketAddress};
 
 pub(super) enum Socket {
-    Accepted(OwnedFd),
+    /// Accepted or connected by us.
+    Own(OwnedFd),
     Python(Py<PyAny>),
     Closed,
 }
@@ -33,8 +34,8 @@ impl Names {
         Ok(Names { local: SocketAddress::local(fd.as_raw_fd())?, peer })
     }
 
-    /// Those of a connection that is Python's, if they are all that Python would say.
-    fn of(fd: RawFd) -> Option<Self> {
+    /// Those of a connection, if they are all that Python would say.
+    pub fn of(fd: RawFd) -> Option<Self> {
         let (local, peer) = (SocketAddress::local(fd).ok()?, SocketAddress::peer(fd).ok()?);
         matches!(local.family(), libc::AF_INET | libc::AF_INET6 | libc::AF_UNIX)
             .then_some(Names { local, peer })
@@ -46,11 +47,11 @@ impl Names {
 }
 
 impl Socket {
-    pub fn accepted(fd: OwnedFd, names: &Names) -> sys::Result<Self> {
+    pub fn own(fd: OwnedFd, names: &Names) -> sys::Result<Self> {
         if names.is_internet() {
             sys::set_nodelay(fd.as_raw_fd())?;
         }
-        Ok(Socket::Accepted(fd))
+        Ok(Socket::Own(fd))
     }
 
     /// Holds a socket of the program's. Should the program close it, as long as we use it, its number must not become
@@ -69,7 +70,7 @@ impl Socket {
 
     pub fn fd(&self, py: Python<'_>) -> PyResult<RawFd> {
         match self {
-            Socket::Accepted(fd) => Ok(fd.as_raw_fd()),
+            Socket::Own(fd) => Ok(fd.as_raw_fd()),
             Socket::Python(socket) => socket.call_method0(py, intern!(py, "fileno"))?.extract(py),
             Socket::Closed => Ok(-1),
         }
@@ -78,7 +79,7 @@ impl Socket {
     /// Closes the descriptor. A Python socket closes itself, when the last file made of it is closed.
     pub fn close(self, py: Python<'_>) -> PyResult<()> {
         match self {
-            Socket::Accepted(_) | Socket::Closed => Ok(()),
+            Socket::Own(_) | Socket::Closed => Ok(()),
             Socket::Python(socket) => {
                 let socket = socket.bind(py);
                 if is_socket(socket)? {
@@ -208,17 +209,17 @@ pub(super) fn python_socket<'py>(slf: &Bound<'py, Transport>) -> PyResult<Option
     match &this.state.borrow_mut(py).socket {
         Socket::Python(socket) => return Ok(Some(socket.bind(py).clone())),
         Socket::Closed => return Ok(None),
-        Socket::Accepted(_) => {}
+        Socket::Own(_) => {}
     }
     let options = PyDict::new(py);
     options.set_item(intern!(py, "fileno"), this.fd)?;
     let socket = Asyncio::get(py)?.socket.bind(py).call((), Some(&options))?;
     let still_ours = {
         let mut state = this.state.borrow_mut(py);
-        let still_ours = matches!(state.socket, Socket::Accepted(_));
+        let still_ours = matches!(state.socket, Socket::Own(_));
         if still_ours {
             let old = std::mem::replace(&mut state.socket, Socket::Python(socket.clone().unbind()));
-            if let Socket::Accepted(fd) = old {
+            if let Socket::Own(fd) = old {
                 let _now_the_sockets = fd.into_raw_fd();
             }
         }

@@ -22,8 +22,7 @@ use super::base::{Parts, Transport};
 use super::protocol::Protocol;
 use super::socket::{Facts, Names, Socket};
 use crate::event_loop::EventLoop;
-use crate::py::{AttachedCell, AttachedValue, copy_current_context};
-use crate::sys::SocketAddress;
+use crate::py::{AttachedCell, AttachedValue, copy_current_context, minor_version};
 use write_buffer::WriteBuffer;
 
 /// A connection.
@@ -48,16 +47,15 @@ struct Output {
 }
 
 impl StreamTransport {
-    /// A transport for a connection that a listener has accepted.
-    pub fn accepted(
-        event_loop: &Bound<'_, EventLoop>,
-        fd: OwnedFd,
-        peer: SocketAddress,
-        protocol: &Bound<'_, PyAny>,
+    /// A transport for a connection that we have accepted or made.
+    pub fn connected<'py>(
+        event_loop: &Bound<'py, EventLoop>,
+        (fd, names): (OwnedFd, Names),
+        protocol: &Bound<'py, PyAny>,
+        waiter: Option<Bound<'py, PyAny>>,
         server: Option<Py<PyAny>>,
         context: Py<PyAny>,
-    ) -> PyResult<()> {
-        let names = Names::new(&fd, peer)?;
+    ) -> PyResult<Bound<'py, Self>> {
         let parts = Parts {
             name: "StreamTransport",
             event_loop: event_loop.clone(),
@@ -65,10 +63,10 @@ impl StreamTransport {
             protocol: Protocol::new(protocol)?,
             extra: None,
             context,
-            socket: Socket::accepted(fd, &names)?,
+            socket: Socket::own(fd, &names)?,
             names: Some(names),
         };
-        Self::create(parts, None, server).map(drop)
+        Self::create(parts, waiter, server)
     }
 
     fn create<'py>(
@@ -99,7 +97,7 @@ impl StreamTransport {
 /// From 3.13 on a server knows its connections, before it only counted them.
 fn attach_to_server(slf: &Bound<'_, StreamTransport>, server: &Bound<'_, PyAny>) -> PyResult<()> {
     let (py, attach) = (slf.py(), intern!(slf.py(), "_attach"));
-    match py.version_info() >= (3, 13) {
+    match minor_version(py) >= 13 {
         true => server.call_method1(attach, (slf,)).map(drop),
         false => server.call_method0(attach).map(drop),
     }

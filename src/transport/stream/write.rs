@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 
 use super::StreamTransport;
 use super::write_buffer::MAX_PIECES;
+use crate::py::minor_version;
 use crate::sys;
 use crate::transport::Transport;
 use crate::transport::data::Data;
@@ -29,7 +30,7 @@ impl StreamTransport {
     fn writelines(slf: &Bound<'_, Self>, list_of_data: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = slf.py();
         // Up to 3.11 asyncio joins the pieces and calls `write`, and so do its errors.
-        let name = if py.version_info() >= (3, 12) { "writelines" } else { "write" };
+        let name = if minor_version(py) >= 12 { "writelines" } else { "write" };
         slf.get().check_may_write(py, name)?;
         // All of them are looked at before anything is sent: an error must not leave half a message on the wire.
         let pieces =

@@ -1,6 +1,7 @@
 //! The events that the `socket` module tells audit hooks (PEP 578).
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -17,6 +18,23 @@ fn outcome(py: Python<'_>, result: c_int) -> PyResult<()> {
         0 => Ok(()),
         _ => Err(PyErr::fetch(py)),
     }
+}
+
+/// Whether anybody would hear of an event. Nobody hears of this question.
+pub fn is_heard(py: Python<'_>) -> bool {
+    // Asked for the event's arguments, which only happens if there is a hook to give them to.
+    unsafe extern "C" fn refuse(_: *mut c_void) -> *mut ffi::PyObject {
+        // SAFETY: the interpreter calls this attached; the exception lives for ever.
+        unsafe { ffi::PyErr_SetNone(ffi::PyExc_SystemError) };
+        ptr::null_mut()
+    }
+    let convert: unsafe extern "C" fn(*mut c_void) -> *mut ffi::PyObject = refuse;
+    // SAFETY: attached; the format asks for a function of this type and for what to pass to it. It fails, so no hook is
+    // called.
+    let result = unsafe {
+        PySys_Audit(c"socket.connect".as_ptr(), c"(O&)".as_ptr(), convert, ptr::null_mut::<c_void>())
+    };
+    outcome(py, result).is_err()
 }
 
 pub fn getaddrinfo(host: &Bound<'_, PyAny>, port: &Bound<'_, PyAny>, hints: Hints) -> PyResult<()> {
