@@ -132,7 +132,7 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
     # Transports.
 
     @functools.wraps(asyncio.BaseEventLoop.create_connection, assigned=())
-    async def create_connection(
+    async def create_connection(  # type: ignore[override]
         self,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         host: Any = None,

@@ -48,7 +48,7 @@ struct Output {
 
 impl StreamTransport {
     /// A transport for a connection that we have accepted or made.
-    pub fn connected<'py>(
+    pub(super) fn connected<'py>(
         event_loop: &Bound<'py, EventLoop>,
         (fd, names): (OwnedFd, Names),
         protocol: &Bound<'py, PyAny>,
