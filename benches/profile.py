@@ -1,8 +1,8 @@
-"""Where a row's CPU time goes: `python -m benches.profile PATTERN`, by perf's samples of the process under test.
+"""Where a row's CPU time goes: `python -m benches.profile PATTERN`, by perf's samples of the process.
 
-Each row that matches is run once on each loop given, and its cost split by what the processor was in: the kernel,
-the interpreter, the C library, OpenSSL, or the loop's own library. What is left without the loop's own part is the floor
-that the notes of the page speak of: no loop of this kind could be below it.
+Each row that matches is run once on each loop given, and its cost split by what the processor was in: the
+kernel, the interpreter, the C library, OpenSSL, or the loop's own library. What is left without the loop's own
+part is the floor that the notes of the page speak of: no loop of this kind could be below it.
 
 Needs perf (Debian: linux-perf) and the right to use it.
 """
@@ -20,7 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .loops import FACTORIES, OURS
+from mioloop.bench import FACTORIES
+
+from .loops import OURS
 from .row import InProcess, Sample, Served, Target
 from .rows import ROWS
 from .runner import cores, read_line, worker
@@ -33,7 +35,7 @@ PARTS = {
     "C library": r"^(libc|ld-|libpthread|libm)",
     "the loop": r"^(_core|loop)\.",
 }
-"""By the name of the object that the code stands in; what fits none is `other`: extension modules, the vdso."""
+"""By the object that the code stands in; what fits none is `other`: extension modules, the vdso."""
 
 
 @contextmanager
