@@ -1,7 +1,7 @@
 """Where a row's CPU time goes: `python -m benches.profile PATTERN`, by perf's samples of the process.
 
 Each row that matches is run once on each loop given, and its cost split by what the processor was in: the
-kernel, the interpreter, the C library, OpenSSL, or the loop's own library. What is left without the loop's own
+kernel, the interpreter, the C library, OpenSSL, or the loop's own library. What is left without the loop's
 part is the floor that the notes of the page speak of: no loop of this kind could be below it.
 
 Needs perf (Debian: linux-perf) and the right to use it.
