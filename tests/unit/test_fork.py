@@ -243,6 +243,8 @@ def test_the_child_closes_transports(loop: asyncio.AbstractEventLoop, method: st
 @pytest.mark.parametrize("secure", [False, True])
 def test_what_is_written_before_a_fork_is_sent_once(loop: asyncio.AbstractEventLoop, secure: bool) -> None:
     """Although the child leaves the loop by the same way as its parent."""
+    if sys.version_info >= (3, 14) and not secure:
+        pytest.skip("from 3.14 on the test hangs, on asyncio's loop too")
 
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:
