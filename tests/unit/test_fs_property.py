@@ -56,7 +56,7 @@ BINARY_PROGRAMS = st.lists(st.one_of(READING, MOVING, WRITING), max_size=14)
 
 
 def outcome(error: Exception) -> tuple[object, ...]:
-    # From 3.12 on a file that can't be read looks at the argument of `read` before it says so; before, after that.
+    # From 3.12 on a file that can't be read looks at the argument of `read` first.
     kind = TypeError if isinstance(error, io.UnsupportedOperation) else type(error)
     return (kind.__name__, getattr(error, "errno", None))
 
