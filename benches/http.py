@@ -79,6 +79,8 @@ def load_http(
         if result["errors"] or result["bytes"] < result["requests"] * len(body):
             raise LoadFailed(f"wrk saw {result['errors']} errors, {result['bytes']} bytes")
         requests = result["requests"]
+        if requests == 0:
+            raise LoadFailed("wrk got no answer in its time")
         return Sample(cpu / requests, requests / result["seconds"], result["p50_us"], result["p99_us"])
 
     return load
