@@ -302,10 +302,12 @@ impl EventLoop {
     }
 
     /// The process is about to fork, perhaps in the middle of an iteration, whose end parent and child may both come
-    /// to: only one of them shall send. (In another thread it is the parent that comes to it, but the child must not
-    /// send it when it closes a transport.)
+    /// to: only one of them shall send. (In another thread it is the parent that comes to it.)
     fn _before_fork(slf: &Bound<'_, Self>) -> PyResult<()> {
-        Self::send_put_off(slf)
+        match slf.get().is_running_here(slf.py()) {
+            true => Self::send_put_off(slf),
+            false => Ok(()),
+        }
     }
 
     /// In a child process, just forked: parts from what the parent goes on using.

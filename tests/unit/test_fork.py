@@ -534,8 +534,9 @@ def test_a_fork_in_a_thread_while_a_callback_runs(
             thread.join()
             await has_ended(pids[0])
             transport.write(b"three")
-            between = b"" if secure else b"child, again, "
-            assert await hear() == b"one, two, " + between + b"three"
+            # The parent's thread may be slower than the child.
+            theirs_too = [] if secure else [b"child,", b"again,"]
+            assert sorted((await hear()).split()) == sorted([b"one,", b"two,", b"three", *theirs_too])
 
     run(loop, main())
 
