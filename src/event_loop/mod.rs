@@ -3,6 +3,7 @@
 //! The class is a base of `mioloop.Loop`, before `asyncio.BaseEventLoop`: what is here shadows the standard library's
 //! method of the same name, and all the rest of a loop is the standard library's own code.
 
+mod debug_call;
 mod jobs;
 mod run;
 mod schedule;
@@ -35,6 +36,7 @@ use crate::transport::{Listener, Transport};
 use jobs::Jobs;
 use turn::Turn;
 
+pub use debug_call::_end_debug_calls;
 pub use jobs::News;
 pub use services::{READ_SIZE, ReadBuffer, cancel_stale};
 
@@ -330,6 +332,7 @@ impl EventLoop {
             this.forget_turn(py);
             this.leave_run(py);
         }
+        debug_call::after_fork();
         resolver::after_fork(slf)
     }
 

@@ -189,7 +189,7 @@ impl Handle {
     #[inline]
     fn trace_origin(&self, event_loop: &Bound<'_, EventLoop>) -> PyResult<()> {
         let py = event_loop.py();
-        if event_loop.get().is_debug(py) {
+        if let Some(_debug) = event_loop.get().debug_call(py) {
             let traceback = Asyncio::get(py)?.extract_stack.bind(py).call0()?;
             drop(self.source_traceback.put(traceback));
         }
