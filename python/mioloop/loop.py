@@ -369,8 +369,8 @@ def _park_other_threads() -> None:
     """The interpreter ends; loops still running are in daemon threads.
 
     Before 3.14 it ends such a thread by unwinding it as soon as that wants to run Python code, and a stack
-    with Rust frames on it can't be unwound so: the process would abort. So each is put to sleep first. Threads
-    that call a loop run Python code of its in debug mode only; they do so no longer.
+    with Rust frames on it can't be unwound so: the process would abort. So each is put to sleep first.
+    Threads that call a loop run Python code of its in debug mode only; they do so no longer.
     """
     _core._end_debug_calls()
     for loop in list(_loops):
