@@ -283,7 +283,6 @@ def test_what_is_written_before_a_fork_is_sent_once(loop: asyncio.AbstractEventL
 @pytest.mark.parametrize("ending", [False, True])
 @pytest.mark.parametrize("goes_on", [False, True])
 @pytest.mark.parametrize("when", ["made", "data", "eof"])
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason="asyncio's child shares its parent's poller")
 def test_what_is_written_in_a_callback_that_forks_is_sent_once(
     loop: asyncio.AbstractEventLoop, when: str, goes_on: bool, ending: bool
 ) -> None:

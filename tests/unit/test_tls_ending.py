@@ -311,6 +311,7 @@ def test_the_transport_beneath_is_a_secure_one(loop: Any, tls: Contexts, method:
                 inner.incoming.write(data)
 
             inner.send, inner.receive = send, receive  # type: ignore[method-assign]
+            transport: Any
             protocol = Acting("data", lambda _: end(transport, beneath)) if within else Recorder()
             starting = loop.start_tls(beneath, protocol, tls.server, server_side=True)
             transport, _ = await asyncio.gather(starting, inner.handshake())
