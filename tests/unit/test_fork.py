@@ -335,6 +335,41 @@ def test_what_is_written_in_a_callback_that_forks_is_sent_once(
             os._exit(0)
 
 
+def test_a_fork_at_the_end_of_an_iteration(loop: asyncio.AbstractEventLoop) -> None:
+    """In the callback of one secure connection, while another still waits for its turn."""
+
+    class Forking(Recorder):
+        def data_received(self, data: bytes) -> None:
+            child.append(os.fork())
+            if child == [0]:
+                raise SystemExit
+
+    async def main() -> None:
+        contexts = make_contexts()
+        async with (
+            secured(Forking(), contexts, server_side=False) as (forking, _, provoking),
+            secured(Recorder(), contexts, server_side=False) as (transport, _, peer),
+        ):
+            forking.pause_reading()
+            await provoking.write(b"x")
+            await until(lambda: forking.get_read_buffer_size() > 0)
+            forking.resume_reading()
+            transport.write(b"one")
+            await until(lambda: child)
+            await has_ended(child[0])
+            transport.write(b", two")
+            assert await peer.read(8) == b"one, two"
+
+    child: list[int] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            run(loop, main())
+    finally:
+        if child == [0]:
+            os._exit(0)
+
+
 @shares_its_poller
 def test_the_child_closes_the_loop(loop: asyncio.AbstractEventLoop) -> None:
     heard: list[str] = []
