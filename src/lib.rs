@@ -25,7 +25,7 @@ mod watch;
 #[pyo3::pymodule(gil_used = true)]
 mod _core {
     #[pymodule_export]
-    use crate::event_loop::{_check_interpreter, EventLoop};
+    use crate::event_loop::{_check_interpreter, _end_debug_calls, EventLoop};
     #[pymodule_export]
     use crate::executor::{ThreadPool, Worker};
     #[pymodule_export]

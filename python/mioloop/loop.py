@@ -370,7 +370,9 @@ def _park_other_threads() -> None:
 
     Before 3.14 it ends such a thread by unwinding it as soon as that wants to run Python code, and a stack
     with Rust frames on it can't be unwound so: the process would abort. So each is put to sleep first.
+    Threads that call a loop run Python code of its in debug mode only; they do so no longer.
     """
+    _core._end_debug_calls()
     for loop in list(_loops):
         if loop._thread_id not in (None, threading.get_ident()):
             asleep = threading.Event()

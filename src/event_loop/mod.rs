@@ -3,14 +3,15 @@
 //! The class is a base of `mioloop.Loop`, before `asyncio.BaseEventLoop`: what is here shadows the standard library's
 //! method of the same name, and all the rest of a loop is the standard library's own code.
 
+mod debug_call;
 mod jobs;
 mod run;
 mod schedule;
 mod services;
 mod tasks;
+mod turn;
 
 use std::collections::VecDeque;
-use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -30,10 +31,12 @@ use crate::reactor::{Key, Poller, Reactor};
 use crate::resolver::{self, NameService};
 use crate::sys;
 use crate::timers::TimerQueue;
-use crate::transport::{Listener, StreamTransport, TlsTransport, Transport};
+use crate::transport::{Listener, Transport};
 
 use jobs::Jobs;
+use turn::Turn;
 
+pub use debug_call::_end_debug_calls;
 pub use jobs::News;
 pub use services::{READ_SIZE, ReadBuffer, cancel_stale};
 
@@ -83,19 +86,6 @@ impl Owner {
             Owner::Listener(listener) => visit.call(listener),
         }
     }
-}
-
-/// One iteration, while its callbacks run.
-#[derive(Default)]
-struct Turn {
-    /// Counts from 1; None outside.
-    number: Option<NonZero<u64>>,
-    /// The number of the last one.
-    last: u64,
-    /// Transports that hold writes back until it ends.
-    senders: Vec<Py<StreamTransport>>,
-    /// Transports that have put off something else: to encrypt what was written, to deliver what was received.
-    put_off: Vec<Py<TlsTransport>>,
 }
 
 /// What any thread may touch, without the interpreter lock's help.
@@ -314,7 +304,7 @@ impl EventLoop {
     }
 
     /// The process is about to fork, perhaps in the middle of an iteration, whose end parent and child may both come
-    /// to: only one of them shall send.
+    /// to: only one of them shall send. (In another thread it is the parent that comes to it.)
     fn _before_fork(slf: &Bound<'_, Self>) -> PyResult<()> {
         match slf.get().is_running_here(slf.py()) {
             true => Self::send_put_off(slf),
@@ -337,6 +327,12 @@ impl EventLoop {
         let waker = this.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::new(waker));
         drop((this.poller.replace(py, Some(poller)), waker));
         this.forget_jobs(py);
+        if this.thread_id.get(py).is_some() && !this.is_running_here(py) {
+            // Whoever runs it is the parent's.
+            this.forget_turn(py);
+            this.leave_run(py);
+        }
+        debug_call::after_fork();
         resolver::after_fork(slf)
     }
 
@@ -445,12 +441,7 @@ impl EventLoop {
             }
         }
         if let Ok(turn) = self.turn.borrow_for_traverse() {
-            for transport in &turn.senders {
-                visit.call(transport)?;
-            }
-            for transport in &turn.put_off {
-                visit.call(transport)?;
-            }
+            turn.traverse(&visit)?;
         }
         if let Ok(names) = self.name_service.borrow_for_traverse() {
             visit.call(names.as_ref())?;

@@ -12,7 +12,6 @@
 //! whichever comes first. Timers are compared with the clock in every iteration, so they keep asyncio's order; but the
 //! clock is read only if one of them could be due ([`sys::LazyClock`]).
 
-use std::num::NonZero;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -26,7 +25,7 @@ use crate::handle::Handle;
 use crate::py::{Asyncio, is_fatal, track};
 use crate::reactor::{Key, Poller, Readiness};
 use crate::sys;
-use crate::transport::{Listener, StreamTransport, TlsTransport, Transport};
+use crate::transport::{Listener, Transport};
 
 const POLL_INTERVAL: f64 = 250e-6;
 /// The clock says it well enough; this is in case that it stands still.
@@ -73,13 +72,7 @@ impl<'a, 'py> InRun<'a, 'py> {
 impl Drop for InRun<'_, '_> {
     fn drop(&mut self) {
         let InRun(py, event_loop) = *self;
-        event_loop.in_run.set(py, false);
-        event_loop.take_over_incoming(py);
-        for item in event_loop.ready.borrow_mut(py).iter() {
-            if let Ready::Call(handle) = item {
-                track(handle.bind(py));
-            }
-        }
+        event_loop.leave_run(py);
     }
 }
 
@@ -107,13 +100,24 @@ impl EventLoop {
 }
 
 impl EventLoop {
+    /// What is ready is the collector's business from now on.
+    pub(super) fn leave_run(&self, py: Python<'_>) {
+        self.in_run.set(py, false);
+        self.take_over_incoming(py);
+        for item in self.ready.borrow_mut(py).iter() {
+            if let Ready::Call(handle) = item {
+                track(handle.bind(py));
+            }
+        }
+    }
+
     fn run_iteration(slf: &Bound<'_, Self>, pace: &mut Pace) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         if this.shared.has_incoming.load(Ordering::SeqCst) {
             this.take_over_incoming(py);
         }
         pace.clock.glance();
-        let idle = this.ready.borrow_mut(py).is_empty() && this.turn.borrow_mut(py).put_off.is_empty();
+        let idle = this.ready.borrow_mut(py).is_empty() && this.has_put_off_nothing(py);
         let due = pace.is_poll_due();
         if idle || due {
             let timeout = if idle { this.time_to_sleep(py, pace.clock.read()) } else { Some(Duration::ZERO) };
@@ -137,50 +141,6 @@ impl EventLoop {
             }
         }
         Ok(())
-    }
-
-    fn begin_turn(&self, py: Python<'_>) {
-        let mut turn = self.turn.borrow_mut(py);
-        turn.last += 1;
-        turn.number = NonZero::new(turn.last);
-    }
-
-    fn end_turn(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, mut ended) = (slf.py(), Ok(()));
-        let put_off = {
-            let mut turn = slf.get().turn.borrow_mut(py);
-            // What is written from now on does not wait: the loop may stop here.
-            turn.number = None;
-            std::mem::take(&mut turn.put_off)
-        };
-        // What they put off now is for the next iteration.
-        for transport in put_off {
-            let done = TlsTransport::end_of_iteration(transport.bind(py));
-            ended = ended.and(Self::report_unless_fatal(slf, intern!(py, "Exception in a transport"), done));
-        }
-        let senders = std::mem::take(&mut slf.get().turn.borrow_mut(py).senders);
-        for transport in senders {
-            let sent = StreamTransport::send_held_back(transport.bind(py));
-            ended = ended.and(Self::report_unless_fatal(slf, intern!(py, "Exception in a transport"), sent));
-        }
-        ended
-    }
-
-    /// What waits for the iteration's end leaves now.
-    pub(super) fn send_put_off(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, mut sent) = (slf.py(), Ok(()));
-        let (put_off, senders): (Vec<_>, Vec<_>) = {
-            let turn = slf.get().turn.borrow_mut(py);
-            let put_off = turn.put_off.iter().map(|transport| transport.clone_ref(py));
-            (put_off.collect(), turn.senders.iter().map(|transport| transport.clone_ref(py)).collect())
-        };
-        for transport in put_off {
-            sent = sent.and(TlsTransport::send_put_off(transport.bind(py)));
-        }
-        for transport in senders {
-            sent = sent.and(StreamTransport::send_held_back(transport.bind(py)));
-        }
-        sent
     }
 
     #[inline]
@@ -321,7 +281,7 @@ impl EventLoop {
     }
 
     /// Keeps what has gone wrong with a transport from leaving the loop.
-    fn report_unless_fatal(
+    pub(super) fn report_unless_fatal(
         slf: &Bound<'_, Self>,
         message: &Bound<'_, PyString>,
         result: PyResult<()>,

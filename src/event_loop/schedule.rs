@@ -113,7 +113,7 @@ impl EventLoop {
         let ([callback], args, context) = arguments.split("call_soon", ["callback"])?;
         let (py, this) = (slf.py(), slf.get());
         this.check_open(py)?;
-        if this.is_debug(py) {
+        if let Some(_debug) = this.debug_call(py) {
             slf.call_method0(intern!(py, "_check_thread"))?;
             check_callback(slf, callback, "call_soon")?;
         }
@@ -129,7 +129,7 @@ impl EventLoop {
         let ([callback], args, context) = arguments.split("call_soon_threadsafe", ["callback"])?;
         let (py, this) = (slf.py(), slf.get());
         this.check_open(py)?;
-        if this.is_debug(py) {
+        if let Some(_debug) = this.debug_call(py) {
             check_callback(slf, callback, "call_soon_threadsafe")?;
         }
         let handle = Handle::create_from_thread(slf, callback, args, context)?;
@@ -182,7 +182,7 @@ impl EventLoop {
     ) -> PyResult<Bound<'py, TimerHandle>> {
         let (py, this) = (slf.py(), slf.get());
         this.check_open(py)?;
-        if this.is_debug(py) {
+        if let Some(_debug) = this.debug_call(py) {
             slf.call_method0(intern!(py, "_check_thread"))?;
             // Under this name for `call_later` too, as in asyncio, where the one calls the other.
             check_callback(slf, callback, "call_at")?;

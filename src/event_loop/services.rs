@@ -1,17 +1,16 @@
 //! What transports, listeners and socket operations may ask of the loop: the whole of it.
 
 use std::mem::MaybeUninit;
-use std::num::NonZero;
 use std::os::fd::RawFd;
 
-use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use super::{EventLoop, Owner, Ready};
 use crate::handle::Handle;
+use crate::py::this_thread;
 use crate::reactor::{Direction, Key, Reactor, Readiness, Trigger};
-use crate::transport::{StreamTransport, TlsTransport, Transport};
+use crate::transport::Transport;
 
 /// As much as one read of a stream takes at most: the bound on what one connection gets in an iteration.
 pub const READ_SIZE: usize = 256 * 1024;
@@ -43,15 +42,9 @@ impl EventLoop {
         self.push_ready(py, Ready::Start(transport));
     }
 
-    /// Lets a TLS transport do what it has put off, when all that is ready in this iteration has run.
-    pub fn at_end_of_iteration(&self, py: Python<'_>, transport: Py<TlsTransport>) {
-        self.turn.borrow_mut(py).put_off.push(transport);
-    }
-
     /// Whether the loop runs, and this is its thread.
     pub fn is_running_here(&self, py: Python<'_>) -> bool {
-        // SAFETY: asks the operating system for a number, and needs nothing for it.
-        self.thread_id.get(py) == Some(unsafe { ffi::PyThread_get_thread_ident() as u64 })
+        self.thread_id.get(py) == Some(this_thread())
     }
 
     /// Gives a source another turn in the next iteration: it stopped before it was drained.
@@ -104,17 +97,6 @@ impl EventLoop {
     pub fn forget(&self, py: Python<'_>, key: Key) {
         let owner = self.reactor.borrow_mut(py).as_mut().and_then(|reactor| reactor.forget(key));
         drop(owner);
-    }
-
-    /// The number of the iteration whose callbacks run now; none outside of the loop's own running, and at an
-    /// iteration's end.
-    pub fn turn(&self, py: Python<'_>) -> Option<NonZero<u64>> {
-        self.turn.borrow_mut(py).number
-    }
-
-    /// Has a transport send at the end of the iteration what it holds back.
-    pub fn send_at_end_of_turn(&self, py: Python<'_>, transport: Py<StreamTransport>) {
-        self.turn.borrow_mut(py).senders.push(transport);
     }
 
     /// Lends the loop's buffer to `read`, which must not call into Python.

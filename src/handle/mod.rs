@@ -17,10 +17,10 @@ use pyo3::{PyClassInitializer, ffi, intern};
 use crate::event_loop::EventLoop;
 use crate::py::{
     Asyncio, AttachedValue, Blank, Function, Pool, Recycled, Slot, add_method, copy_current_context,
-    enter_plain, in_context, is_empty, is_fatal, minor_version, new_context, recycle, track,
+    enter_plain, in_context, is_empty, is_fatal, minor_version, new_context, recycle, this_thread, track,
 };
 pub use returned::ReturnSignal;
-use returned::{NO_THREAD, Running, this_thread};
+use returned::{NO_THREAD, Running};
 pub use timer::{TimerHandle, add_delay};
 
 /// So many arguments have a place in the handle. More are in a tuple, which has the first place.
@@ -189,7 +189,7 @@ impl Handle {
     #[inline]
     fn trace_origin(&self, event_loop: &Bound<'_, EventLoop>) -> PyResult<()> {
         let py = event_loop.py();
-        if event_loop.get().is_debug(py) {
+        if let Some(_debug) = event_loop.get().debug_call(py) {
             let traceback = Asyncio::get(py)?.extract_stack.bind(py).call0()?;
             drop(self.source_traceback.put(traceback));
         }

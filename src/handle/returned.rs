@@ -5,15 +5,10 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use pyo3::ffi;
+use crate::py::this_thread;
 
 /// No thread: what `running_in` says before and after the call.
 pub const NO_THREAD: u64 = 0;
-
-pub fn this_thread() -> u64 {
-    // SAFETY: asks the operating system for a number, and needs nothing for it.
-    unsafe { ffi::PyThread_get_thread_ident() as u64 }
-}
 
 /// Lets other threads wait until a callback has returned. One for all the calls of a loop: there is hardly ever anybody
 /// who waits.

@@ -9,6 +9,7 @@ mod class;
 mod method;
 mod recycle;
 mod slot;
+mod thread;
 mod version;
 
 pub use asyncio::{Asyncio, is_fatal, would_block};
@@ -20,4 +21,5 @@ pub use class::Class;
 pub use method::{Arguments, Function, add_method, enter_fast, enter_plain};
 pub use recycle::{Blank, Pool, Recycled, recycle, track};
 pub use slot::{AttachedValue, Slot};
+pub use thread::this_thread;
 pub use version::minor_version;

@@ -55,8 +55,9 @@ async def echoing(context: ssl.SSLContext) -> AsyncIterator[int]:
                 writer.write(data)
                 await writer.drain()
         writer.close()
-        # A connection that was reset ends with the error here. If nobody asks for it, it can be reported as never
-        # retrieved, on any loop: a garbage collection finalizes the future before the protocol that would ask.
+        # A connection that was reset ends with the error here. If nobody asks for it, it can be reported as
+        # never retrieved, on any loop: a garbage collection finalizes the future before the protocol that
+        # would ask.
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
 

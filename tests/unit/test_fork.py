@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
@@ -18,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
@@ -27,7 +29,7 @@ import pytest
 
 from .protocols import Recorder, receive
 from .support import SAFETY, import_line, pipe, run, run_until, settle, socketpair, tcp_pair, until
-from .tls_peer import make_contexts, secured
+from .tls_peer import CutOff, make_contexts, secured
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -278,6 +280,96 @@ def test_what_is_written_before_a_fork_is_sent_once(loop: asyncio.AbstractEventL
             os._exit(0)
 
 
+@pytest.mark.parametrize("ending", [False, True])
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("when", ["made", "data", "eof"])
+def test_what_is_written_in_a_callback_that_forks_is_sent_once(
+    loop: asyncio.AbstractEventLoop, when: str, goes_on: bool, ending: bool
+) -> None:
+    """By a secure connection, which comes back to what it did; in the child too."""
+
+    class Forking(Recorder):
+        def note(self, name: str, argument: Any = None) -> None:
+            super().note(name, argument)
+            if name == when:
+                self.transport.write(b"one, ")
+                self.transport.write(b"two")
+                if ending:
+                    self.transport.close()
+                child.append(os.fork())
+                if child == [0] and not goes_on:
+                    raise SystemExit
+                if child == [0]:
+                    loop.stop()
+
+    async def main() -> None:
+        protocol, contexts = Forking(), make_contexts()
+        # As a client: a server's session tickets would be on their way too.
+        async with secured(protocol, contexts, server_side=False) as (_, _, peer):
+            if when == "data":
+                await peer.write(b"x")
+            elif when == "eof":
+                await peer.close_notify()
+            assert await peer.read(8) == b"one, two"
+            await has_ended(child[0])
+            await settle()
+            # What else has come by now makes whole records, each of them once.
+            peer.sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(CutOff, ConnectionError):
+                assert await peer.read(1) == b""
+
+    child: list[int] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            if not goes_on:
+                run(loop, main())
+            else:
+                task = loop.create_task(main())
+                task.add_done_callback(lambda _: loop.stop())
+                loop.run_forever()
+                if child != [0]:
+                    task.result()
+    finally:
+        if child == [0]:
+            os._exit(0)
+
+
+def test_a_fork_at_the_end_of_an_iteration(loop: asyncio.AbstractEventLoop) -> None:
+    """In the callback of one secure connection, while another still waits for its turn."""
+
+    class Forking(Recorder):
+        def data_received(self, data: bytes) -> None:
+            child.append(os.fork())
+            if child == [0]:
+                raise SystemExit
+
+    async def main() -> None:
+        contexts = make_contexts()
+        async with (
+            secured(Forking(), contexts, server_side=False) as (forking, _, provoking),
+            secured(Recorder(), contexts, server_side=False) as (transport, _, peer),
+        ):
+            forking.pause_reading()
+            await provoking.write(b"x")
+            await until(lambda: forking.get_read_buffer_size() > 0)
+            forking.resume_reading()
+            transport.write(b"one")
+            await until(lambda: child)
+            await has_ended(child[0])
+            transport.write(b", two")
+            assert await peer.read(8) == b"one, two"
+
+    child: list[int] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            run(loop, main())
+    finally:
+        if child == [0]:
+            os._exit(0)
+
+
 @shares_its_poller
 def test_the_child_closes_the_loop(loop: asyncio.AbstractEventLoop) -> None:
     heard: list[str] = []
@@ -428,6 +520,87 @@ def test_a_new_loop_in_the_child(
 
     if where == "outside":
         ended(fork(child))
+    run(loop, main())
+
+
+@shares_its_poller
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_fork_in_a_thread_while_a_callback_runs(
+    loop: asyncio.AbstractEventLoop, loop_factory: LoopFactory, secure: bool
+) -> None:
+    """The thread that runs the loop is the parent's, and so is what it has not done yet."""
+
+    def child(transport: Any) -> None:
+        assert loop.is_running()
+        with pytest.raises(RuntimeError, match="already running"):
+            loop.run_forever()
+        with pytest.raises(RuntimeError, match="Cannot close a running event loop"):
+            loop.close()
+        assert gc.is_tracked(loop.call_soon_threadsafe(print))
+        loop._thread_id = None  # type: ignore[attr-defined]
+        assert gc.is_tracked(loop.call_soon(print))
+        # Secure connections know how many records there were, so only one process can use one.
+        if not secure:
+            transport.write(b"child, ")
+            transport.write(b"again, ")
+        transport.abort()
+        run_anew(loop_factory)
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            hear: Callable[[], Awaitable[bytes]]
+            if secure:
+                tls = secured(Recorder(), make_contexts(), server_side=False)
+                transport, _, peer = await stack.enter_async_context(tls)
+                hear = functools.partial(peer.read, 15)
+            else:
+                ours, theirs = tcp_pair()
+                stack.enter_context(theirs)
+                transport, _ = await loop.create_connection(Recorder, sock=ours)
+                stack.callback(transport.abort)
+                hear = functools.partial(receive, theirs, 29)
+            transport.write(b"one, ")
+            transport.write(b"two, ")
+            pids: list[int] = []
+            thread = threading.Thread(target=lambda: pids.append(fork(lambda: child(transport))))
+            thread.start()
+            thread.join()
+            await has_ended(pids[0])
+            transport.write(b"three")
+            # The parent's thread may be slower than the child.
+            theirs_too = [] if secure else [b"child,", b"again,"]
+            assert sorted((await hear()).split()) == sorted([b"one,", b"two,", b"three", *theirs_too])
+
+    run(loop, main())
+
+
+@shares_its_poller
+@pytest.mark.parametrize("act", ["write", "close"])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_fork_in_a_thread_while_a_connection_calls_its_protocol(
+    loop: asyncio.AbstractEventLoop, act: str
+) -> None:
+    class Forking(Recorder):
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(b"one, ")
+            self.transport.write(b"two")
+            if act == "close":
+                self.transport.close()
+            thread = threading.Thread(target=lambda: pids.append(fork(self.transport.abort)))
+            thread.start()
+            thread.join()
+
+    async def main() -> None:
+        async with secured(Forking(), make_contexts(), server_side=False) as (_, _, peer):
+            await peer.write(b"x")
+            assert await peer.read(8) == b"one, two"
+            await has_ended(pids[0])
+            peer.sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(CutOff, ConnectionError):
+                assert await peer.read(1) == b""
+
+    pids: list[int] = []
     run(loop, main())
 
 

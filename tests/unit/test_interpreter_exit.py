@@ -92,6 +92,38 @@ print("end")
     assert (result.returncode, result.stdout) == (0, "end\n"), result.stderr
 
 
+CALLED_BY_DAEMON_THREADS = """
+import builtins, threading, time
+
+loop = new_event_loop()
+loop.set_debug(True)
+started = threading.Event()
+
+def call():
+    while True:
+        loop.call_soon_threadsafe(print)
+        started.set()
+
+class Slow:
+    '''The interpreter is finalizing for a while, and lets go of its lock.'''
+    def __del__(self, sleep=time.sleep):
+        sleep(0.02)
+
+builtins.slow = Slow()
+for _ in range(3):
+    threading.Thread(target=call, daemon=True).start()
+started.wait()
+print("end")
+"""
+
+
+def test_a_loop_that_daemon_threads_call_in_debug_mode(loop_factory: LoopFactory) -> None:
+    """Each call runs Python code of the loop's, with Rust frames beneath it."""
+    for _ in range(5):  # most of the interpreter's ends find a thread in it
+        result = child(loop_factory, CALLED_BY_DAEMON_THREADS)
+        assert (result.returncode, result.stdout) == (0, "end\n"), result.stderr
+
+
 EVERYTHING_ALIVE = """
 import asyncio, builtins, signal, socket, sys, warnings
 warnings.simplefilter("ignore")

@@ -244,6 +244,88 @@ def test_what_is_written_before_the_transport_beneath_ends_has_left(
     run(loop, main())
 
 
+@pytest.mark.parametrize("ending", [False, True])
+@pytest.mark.parametrize("method", ["close", "abort"])
+@pytest.mark.parametrize("when", ["made", "data", "eof", "buffer", "updated"])
+def test_the_transport_beneath_ends_within_a_callback(
+    loop: asyncio.AbstractEventLoop, tls: Contexts, when: str, method: str, ending: bool
+) -> None:
+    """What was written has left, and the close_notify of a transport that was closed."""
+    message = b"good night"
+
+    def act(transport: Any) -> None:
+        transport.write(message)
+        if ending:
+            transport.close()
+        getattr(transport._ssl_protocol._transport, method)()
+
+    class Lending(BufferedRecorder):
+        def get_buffer(self, sizehint: int) -> Any:
+            if when == "buffer" and not self.transport.is_closing():
+                act(self.transport)
+            return super().get_buffer(sizehint)
+
+    protocol: Any = Acting(when, act)
+    if when in ("buffer", "updated"):
+        protocol = Lending()
+        if when == "updated":
+            protocol.buffer_updated = lambda nbytes: act(protocol.transport)
+
+    async def main() -> None:
+        ours, theirs = tcp_pair()
+        peer = Peer(theirs, tls, server_side=False)
+        making = loop.connect_accepted_socket(lambda: protocol, ours, ssl=tls.server)
+        with contextlib.closing(theirs):
+            await asyncio.gather(making, peer.handshake(), return_exceptions=True)
+            if when == "eof":
+                await peer.close_notify()
+            elif when != "made":
+                await peer.write(b"x")
+            assert await (peer.read(100) if ending else last_words(peer)) == message
+            await until(lambda: ours.fileno() == -1)
+            assert protocol.loss is None
+
+    run(loop, main())
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("method", ["close", "abort"])
+def test_the_transport_beneath_is_a_secure_one(loop: Any, tls: Contexts, method: str, within: bool) -> None:
+    """TLS in TLS, as through a proxy."""
+
+    def end(transport: Any, beneath: Any) -> None:
+        transport.write(b"good night")
+        getattr(beneath, method)()
+
+    async def main() -> None:
+        async with secured(Recorder(), tls) as (beneath, _, outer):
+            inner = Peer(outer.sock, tls, server_side=False)
+
+            async def send() -> None:
+                await outer.write(inner.outgoing.read())
+
+            async def receive() -> None:
+                data = await outer.do(outer.tls.read, 100_000)
+                if not data:
+                    raise CutOff
+                inner.incoming.write(data)
+
+            inner.send, inner.receive = send, receive  # type: ignore[method-assign]
+            transport: Any
+            protocol = Acting("data", lambda _: end(transport, beneath)) if within else Recorder()
+            starting = loop.start_tls(beneath, protocol, tls.server, server_side=True)
+            transport, _ = await asyncio.gather(starting, inner.handshake())
+            if within:
+                await inner.write(b"x")
+            else:
+                end(transport, beneath)
+            assert await last_words(inner) == b"good night"
+            outer.sock.close()
+            await until(lambda: protocol.is_lost)
+
+    run(loop, main())
+
+
 def test_what_is_forwarded_as_the_loop_stops_has_left(loop: asyncio.AbstractEventLoop, tls: Contexts) -> None:
     """From one connection to another, by a callback after which the loop comes back no more."""
     stack = contextlib.AsyncExitStack()

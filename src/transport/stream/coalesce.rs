@@ -49,6 +49,14 @@ impl StreamTransport {
         if size > MOST { Self::send_held_back(slf) } else { Ok(()) }
     }
 
+    /// In a forked child: it is the parent that sends it.
+    pub fn forget_held_back(&self, py: Python<'_>) {
+        let held_back = std::mem::replace(&mut self.output.borrow_mut(py).held_back, false);
+        if held_back {
+            self.clear(py);
+        }
+    }
+
     /// Sends what was held back.
     pub fn send_held_back(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this, base) = (slf.py(), slf.get(), slf.as_super());

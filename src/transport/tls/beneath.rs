@@ -116,6 +116,16 @@ impl TlsTransport {
     }
 }
 
+impl TlsTransport {
+    /// We are beneath another TLS transport, and about to end or to be looked at past it: what was written shall be here.
+    pub(super) fn flush_protocol(slf: &Bound<'_, Self>) -> PyResult<()> {
+        match slf.get().protocol(slf.py()) {
+            Some(protocol) => Tls.flush(&protocol),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Beneath {
     pub fn object<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
         match self {

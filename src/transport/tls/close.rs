@@ -35,6 +35,7 @@ impl TlsTransport {
     /// Closes the connection when what was written is sent, with a close_notify; receives no more. The protocol's
     /// `connection_lost` comes last. As `asyncio.BaseTransport.close`.
     fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::flush_protocol(slf)?;
         let (again, flushing) = {
             let mut state = slf.get().state.borrow_mut(slf.py());
             (std::mem::replace(&mut state.closed, true), state.phase == Phase::Flushing)
@@ -51,6 +52,7 @@ impl TlsTransport {
 
     /// `abort`, with an exception for `connection_lost`. (asyncio ends a transport by it that has another one over it.)
     fn _force_close(slf: &Bound<'_, Self>, exc: Option<Py<PyAny>>) -> PyResult<()> {
+        Self::flush_protocol(slf)?;
         let old = {
             let mut state = slf.get().state.borrow_mut(slf.py());
             state.closed = true;

@@ -121,10 +121,12 @@ impl TlsTransport {
             first
         };
         let told = match (first, this.protocol(py)) {
-            (true, Some(protocol)) => match streams::begins(&protocol, this.is_debug(py)) {
-                Some(connection_made) => connection_made.call1(py, (&protocol, slf)).map(drop),
-                None => protocol.call_method1(intern!(py, "connection_made"), (slf,)).map(drop),
-            },
+            (true, Some(protocol)) => {
+                Self::calling(slf, || match streams::begins(&protocol, this.is_debug(py)) {
+                    Some(connection_made) => connection_made.call1(py, (&protocol, slf)).map(drop),
+                    None => protocol.call_method1(intern!(py, "connection_made"), (slf,)).map(drop),
+                })
+            }
             _ => Ok(()),
         };
         // What ends the loop for now does not end the connection; any other exception does.

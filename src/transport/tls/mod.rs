@@ -11,6 +11,8 @@
 //! Nothing that a face is asked for is done within that call, if we are inside another: it is noted in [`Todo`], and
 //! [`work`] does one thing after the other. So a `write`, `close` or `abort` from within a callback, of the program's
 //! or of OpenSSL's, or from another thread while OpenSSL works, is safe at any depth, and no peer can make us recurse.
+//! A fork within a callback of the program's, or the end of the transport beneath, can't wait for the callback's end:
+//! what the program has ordered by then is done first ([`TlsTransport::send_put_off`]), as OpenSSL is idle there.
 //!
 //! What a program writes in one iteration of the loop is encrypted at its end, all of it together ([`write`]).
 
@@ -106,6 +108,8 @@ struct State {
     lost_reason: Option<Py<PyAny>>,
     /// Somebody is in `work`.
     busy: bool,
+    /// The thread that is, while it calls the program: OpenSSL is idle then, and nothing encrypted is under way.
+    in_program: Option<u64>,
     /// The loop will come back at the end of this iteration.
     queued: bool,
 
@@ -201,6 +205,7 @@ impl TlsTransport {
                 abort_reason: None,
                 lost_reason: None,
                 busy: false,
+                in_program: None,
                 queued: false,
                 received: VecDeque::new(),
                 received_size: 0,

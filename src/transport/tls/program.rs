@@ -36,6 +36,9 @@ impl TlsTransport {
         default: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let (py, this) = (slf.py(), slf.get());
+        if name == "socket" {
+            Self::flush_protocol(slf)?;
+        }
         let object = this.engine.object.bind(py);
         // What is asked for is told from then on, as it was: the peer's certificate is decoded at most once.
         let secure = this.state.borrow_mut(py).secure;

@@ -52,8 +52,9 @@ impl TlsTransport {
             Stop::Drained => {}
             Stop::Share => this.state.borrow_mut(py).todo |= Todo::READ,
             Stop::Closed => {
+                let told = Self::call_eof_received(slf);
                 this.state.borrow_mut(py).todo |= Todo::CLOSE;
-                Self::call_eof_received(slf)?;
+                told?;
             }
             Stop::Failed(error) if !error.is_instance_of::<PyException>(py) => return Err(error),
             Stop::Failed(error) => {
@@ -119,7 +120,9 @@ impl TlsTransport {
         };
         let delivered = match delivered {
             Ok(false) => join(py, pieces)
-                .and_then(|data| protocol.call_method1(intern!(py, "data_received"), (data,)))
+                .and_then(|data| {
+                    Self::calling(slf, || protocol.call_method1(intern!(py, "data_received"), (data,)))
+                })
                 .map(drop),
             delivered => delivered.map(drop),
         };
@@ -144,7 +147,9 @@ impl TlsTransport {
             pending = this.engine.incoming(py)?;
         }
         let hint = pending + this.state.borrow_mut(py).received_size;
-        let buffer = match protocol.call_method1(intern!(py, "get_buffer"), (hint,)) {
+        let phase = this.phase(py);
+        let lent = Self::calling(slf, || protocol.call_method1(intern!(py, "get_buffer"), (hint,)));
+        let buffer = match lent {
             Ok(buffer) => buffer,
             Err(error) => return Ok(Stop::Failed(error)),
         };
@@ -158,7 +163,7 @@ impl TlsTransport {
         // The protocol may have closed the transport or paused it; it hasn't been given anything yet.
         {
             let state = this.state.borrow_mut(py);
-            if state.paused || state.is_deaf() {
+            if state.paused || state.is_deaf() || state.phase != phase {
                 return Ok(Stop::Drained);
             }
         }
@@ -191,7 +196,7 @@ impl TlsTransport {
         if filled == 0 {
             return Ok(stop);
         }
-        match protocol.call_method1(intern!(py, "buffer_updated"), (filled,)) {
+        match Self::calling(slf, || protocol.call_method1(intern!(py, "buffer_updated"), (filled,))) {
             Ok(_) => Ok(stop),
             Err(error) if is_fatal(py, &error) => {
                 if !matches!(stop, Stop::Drained) {
@@ -220,7 +225,7 @@ impl TlsTransport {
             state.protocol.as_ref().map(|protocol| protocol.object.bind(py).clone())
         };
         let Some(protocol) = protocol else { return Ok(()) };
-        let keep_open = protocol.call_method0(intern!(py, "eof_received"));
+        let keep_open = Self::calling(slf, || protocol.call_method0(intern!(py, "eof_received")));
         match keep_open.and_then(|keep_open| keep_open.is_truthy()) {
             Ok(false) => Ok(()),
             Ok(true) => {

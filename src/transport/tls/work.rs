@@ -8,7 +8,7 @@ use std::ops::{BitOr, BitOrAssign};
 use pyo3::prelude::*;
 
 use super::{Phase, TlsTransport};
-use crate::py::in_context;
+use crate::py::{in_context, this_thread};
 
 /// Things to do, a bit for each. They are done in the order in which they stand here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,11 +40,19 @@ impl Todo {
     }
 
     fn take_next(&mut self) -> Option<Todo> {
-        let first = self.0 & self.0.wrapping_neg();
+        self.take_next_of(*self)
+    }
+
+    fn take_next_of(&mut self, some: Todo) -> Option<Todo> {
+        let some = self.0 & some.0;
+        let first = some & some.wrapping_neg();
         self.0 &= !first;
         (first != 0).then_some(Todo(first))
     }
 }
+
+/// What the program asks for, and what depends on nothing else.
+const ORDERS: Todo = Todo(Todo::CLOSE.0 | Todo::ABORT.0 | Todo::WRITE.0);
 
 impl BitOr for Todo {
     type Output = Todo;
@@ -69,6 +77,7 @@ impl Drop for Working<'_, '_> {
         let left = {
             let mut state = slf.get().state.borrow_mut(slf.py());
             state.busy = false;
+            state.in_program = None;
             !state.todo.is_empty()
         };
         // An exception has interrupted the work (KeyboardInterrupt, for one); the rest is done later.
@@ -78,7 +87,39 @@ impl Drop for Working<'_, '_> {
     }
 }
 
+/// The program is being called.
+struct Calling<'a, 'py> {
+    tls: &'a Bound<'py, TlsTransport>,
+    before: Option<u64>,
+}
+
+impl Drop for Calling<'_, '_> {
+    fn drop(&mut self) {
+        let (py, this) = (self.tls.py(), self.tls.get());
+        this.state.borrow_mut(py).in_program = self.before;
+        this.event_loop.get().program_has_returned(py);
+    }
+}
+
+/// The program is being called, and has asked for work that can't wait until it returns.
+struct Interrupting<'a, 'py>(&'a Bound<'py, TlsTransport>, u64);
+
+impl Drop for Interrupting<'_, '_> {
+    fn drop(&mut self) {
+        self.0.get().state.borrow_mut(self.0.py()).in_program = Some(self.1);
+    }
+}
+
 impl TlsTransport {
+    /// Calls the program. To be used between two calls of OpenSSL only, with nothing encrypted in a variable.
+    pub(super) fn calling<R>(slf: &Bound<'_, Self>, call: impl FnOnce() -> R) -> R {
+        let (py, this) = (slf.py(), slf.get());
+        let before = this.state.borrow_mut(py).in_program.replace(this_thread());
+        this.event_loop.get().program_is_called(py, slf.clone().unbind());
+        let _calling = Calling { tls: slf, before };
+        call()
+    }
+
     /// Does what is to be done, `todo` too; or leaves it to whoever is at it. An error is one that the transport
     /// beneath has to answer, or that leaves the loop.
     pub(super) fn advance(slf: &Bound<'_, Self>, todo: Todo) -> PyResult<()> {
@@ -101,9 +142,7 @@ impl TlsTransport {
                 None => return Ok(()),
                 Some(Todo::LOST) => Self::lost(slf)?,
                 Some(Todo::START) => Self::start_handshake(slf)?,
-                Some(Todo::CLOSE) => Self::start_shutdown(slf)?,
-                Some(Todo::ABORT) => Self::abort_now(slf)?,
-                Some(Todo::WRITE) if phase == Phase::Wrapped => Self::write_out(slf, false)?,
+                Some(order) if ORDERS.has(order) => Self::carry_out(slf, order)?,
                 Some(Todo::SENT) => Self::control_writing(slf)?,
                 Some(Todo::READ) => match phase {
                     // It has timed out.
@@ -119,6 +158,15 @@ impl TlsTransport {
                 Some(Todo::EOF) => Self::end_of_stream(slf)?,
                 Some(_) => {}
             }
+        }
+    }
+
+    fn carry_out(slf: &Bound<'_, Self>, order: Todo) -> PyResult<()> {
+        match order {
+            Todo::CLOSE => Self::start_shutdown(slf),
+            Todo::ABORT => Self::abort_now(slf),
+            Todo::WRITE if slf.get().phase(slf.py()) == Phase::Wrapped => Self::write_out(slf, false),
+            _ => Ok(()),
         }
     }
 
@@ -141,9 +189,39 @@ impl TlsTransport {
         }
     }
 
-    /// What was written leaves before the iteration's end.
+    /// What was written leaves before the iteration's end; also while the program is being called, and has not returned
+    /// to us. (Not if another thread has called it, which would not wait for us when it comes back.)
     pub fn send_put_off(slf: &Bound<'_, Self>) -> PyResult<()> {
-        Self::advance(slf, Todo::WRITE)
+        let (py, this, thread) = (slf.py(), slf.get(), this_thread());
+        {
+            let mut state = this.state.borrow_mut(py);
+            if state.in_program != Some(thread) {
+                drop(state);
+                return Self::advance(slf, Todo::WRITE);
+            }
+            state.in_program = None;
+            state.todo |= Todo::WRITE;
+        }
+        let _interrupting = Interrupting(slf, thread);
+        loop {
+            let order = this.state.borrow_mut(py).todo.take_next_of(ORDERS);
+            match order {
+                Some(order) => Self::carry_out(slf, order)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// In a forked child. The thread that was at work is the parent's, which does it and sends what was written.
+    pub fn forget_put_off(&self, py: Python<'_>) {
+        let backlog = {
+            let mut state = self.state.borrow_mut(py);
+            (state.queued, state.resumed, state.todo) = (false, false, Todo::default());
+            // Within OpenSSL it stays busy for ever: nobody can tell what state that is in.
+            state.busy &= state.in_program.take().is_none();
+            std::mem::take(&mut state.backlog)
+        };
+        drop(backlog);
     }
 
     /// The iteration is at its end.

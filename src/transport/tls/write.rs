@@ -136,7 +136,7 @@ impl TlsTransport {
             Signal::Pause => (intern!(py, "pause_writing"), "protocol.pause_writing() failed"),
             Signal::Resume => (intern!(py, "resume_writing"), "protocol.resume_writing() failed"),
         };
-        match protocol.call_method0(method) {
+        match Self::calling(slf, || protocol.call_method0(method)) {
             Ok(_) => Ok(()),
             Err(error) if is_fatal(py, &error) => Err(error),
             Err(error) => {
@@ -145,7 +145,7 @@ impl TlsTransport {
                 context.set_item(intern!(py, "exception"), error)?;
                 context.set_item(intern!(py, "transport"), slf)?;
                 context.set_item(intern!(py, "protocol"), protocol)?;
-                EventLoop::call_exception_handler(this.event_loop.bind(py), &context)
+                Self::calling(slf, || EventLoop::call_exception_handler(this.event_loop.bind(py), &context))
             }
         }
     }

@@ -1,0 +1,141 @@
+//! One iteration's turn, and what waits for its end.
+//!
+//! Transports put off what is cheaper done once: a stream holds writes back, a TLS transport encrypts them and delivers
+//! what it was not allowed to before. What is waiting is in the loop's sight until it is done, because a fork can come
+//! at any time, in any callback: then it is done before.
+
+use std::collections::VecDeque;
+use std::num::NonZero;
+
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::EventLoop;
+use crate::transport::{StreamTransport, TlsTransport};
+
+/// One iteration, while its callbacks run.
+#[derive(Default)]
+pub(super) struct Turn {
+    /// Counts from 1; None outside.
+    number: Option<NonZero<u64>>,
+    /// The number of the last one.
+    last: u64,
+    /// Transports that hold writes back until it ends.
+    senders: VecDeque<Py<StreamTransport>>,
+    /// Transports that have put off something else: to encrypt what was written, to deliver what was received.
+    put_off: VecDeque<Py<TlsTransport>>,
+    /// Transports that wait for the program to return from a callback, the innermost last.
+    callers: Vec<Py<TlsTransport>>,
+}
+
+impl Turn {
+    pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.senders.iter().try_for_each(|transport| visit.call(transport))?;
+        self.put_off.iter().try_for_each(|transport| visit.call(transport))?;
+        self.callers.iter().try_for_each(|transport| visit.call(transport))
+    }
+}
+
+/// For transports.
+impl EventLoop {
+    /// The number of the iteration whose callbacks run now; none outside of the loop's own running, and at an
+    /// iteration's end.
+    pub fn turn(&self, py: Python<'_>) -> Option<NonZero<u64>> {
+        self.turn.borrow_mut(py).number
+    }
+
+    /// Has a transport send at the end of the iteration what it holds back.
+    pub fn send_at_end_of_turn(&self, py: Python<'_>, transport: Py<StreamTransport>) {
+        self.turn.borrow_mut(py).senders.push_back(transport);
+    }
+
+    /// Lets a TLS transport do what it has put off, when all that is ready in this iteration has run.
+    pub fn at_end_of_iteration(&self, py: Python<'_>, transport: Py<TlsTransport>) {
+        self.turn.borrow_mut(py).put_off.push_back(transport);
+    }
+
+    /// A TLS transport calls the program, in the middle of its work.
+    pub fn program_is_called(&self, py: Python<'_>, transport: Py<TlsTransport>) {
+        self.turn.borrow_mut(py).callers.push(transport);
+    }
+
+    pub fn program_has_returned(&self, py: Python<'_>) {
+        let caller = self.turn.borrow_mut(py).callers.pop();
+        drop(caller);
+    }
+}
+
+impl EventLoop {
+    pub(super) fn has_put_off_nothing(&self, py: Python<'_>) -> bool {
+        self.turn.borrow_mut(py).put_off.is_empty()
+    }
+
+    pub(super) fn begin_turn(&self, py: Python<'_>) {
+        let mut turn = self.turn.borrow_mut(py);
+        turn.last += 1;
+        turn.number = NonZero::new(turn.last);
+    }
+
+    pub(super) fn end_turn(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this, mut ended) = (slf.py(), slf.get(), Ok(()));
+        let count = {
+            let mut turn = this.turn.borrow_mut(py);
+            // What is written from now on does not wait: the loop may stop here.
+            turn.number = None;
+            turn.put_off.len()
+        };
+        // What they put off now is for the next iteration.
+        for _ in 0..count {
+            let next = this.turn.borrow_mut(py).put_off.pop_front();
+            let Some(transport) = next else { break };
+            let done = TlsTransport::end_of_iteration(transport.bind(py));
+            ended = ended.and(Self::report_unless_fatal(slf, intern!(py, "Exception in a transport"), done));
+        }
+        loop {
+            let next = this.turn.borrow_mut(py).senders.pop_front();
+            let Some(transport) = next else { return ended };
+            let sent = StreamTransport::send_held_back(transport.bind(py));
+            ended = ended.and(Self::report_unless_fatal(slf, intern!(py, "Exception in a transport"), sent));
+        }
+    }
+
+    /// What waits for the iteration's end, or for the program's return from a callback, leaves now.
+    pub(super) fn send_put_off(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this, mut sent) = (slf.py(), slf.get(), Ok(()));
+        let (number, put_off, callers) = {
+            let mut turn = this.turn.borrow_mut(py);
+            let put_off: Vec<_> = turn.put_off.iter().map(|transport| transport.clone_ref(py)).collect();
+            let callers: Vec<_> = turn.callers.iter().map(|transport| transport.clone_ref(py)).collect();
+            // TLS over TLS: what is written to the one beneath does not wait there.
+            (turn.number.take(), put_off, callers)
+        };
+        for transport in put_off.iter().chain(callers.iter().rev()) {
+            sent = sent.and(TlsTransport::send_put_off(transport.bind(py)));
+        }
+        let senders: Vec<_> = {
+            let mut turn = this.turn.borrow_mut(py);
+            turn.number = number;
+            turn.senders.iter().map(|transport| transport.clone_ref(py)).collect()
+        };
+        for transport in senders {
+            sent = sent.and(StreamTransport::send_held_back(transport.bind(py)));
+        }
+        sent
+    }
+
+    /// In a forked child, which is not in the turn: the parent goes on with it.
+    pub(super) fn forget_turn(&self, py: Python<'_>) {
+        let turn = {
+            let mut turn = self.turn.borrow_mut(py);
+            let last = turn.last;
+            std::mem::replace(&mut *turn, Turn { last, ..Turn::default() })
+        };
+        for transport in turn.put_off.iter().chain(&turn.callers) {
+            transport.get().forget_put_off(py);
+        }
+        for transport in &turn.senders {
+            transport.get().forget_held_back(py);
+        }
+    }
+}
