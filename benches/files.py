@@ -36,6 +36,9 @@ def small_files() -> list[Path]:
     paths = [where / str(number) for number in range(SMALL_FILES)]
     for path in paths:
         path.write_bytes(b"x" * SMALL)
+    # The first read after a change has the file system take it down, and would be another row's.
+    for path in paths:
+        path.read_bytes()
     return paths
 
 

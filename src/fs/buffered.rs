@@ -3,7 +3,7 @@
 //!
 //! The methods come in two kinds. Those that make system calls that may take long run on a blocking thread: [`fill`],
 //! [`write`], [`flush`], [`truncate`], [`close`]. The others the loop calls itself: they answer from the buffer, or make no
-//! call but lseek(2) with a position that the kernel knows.
+//! call but such as do not wait: lseek(2) with a position that the kernel knows, a read of what is in the page cache.
 //!
 //! A read is two steps: `fill` gets the bytes into the buffer, `take` takes them out. A reader that is cancelled between
 //! has taken nothing. Unread bytes and pending ones never come together: before the one begins the other ends, as the
@@ -24,6 +24,7 @@ use pyo3::types::PyBytes;
 
 use super::memory::{Memory, Unfinished, new_bytes};
 use crate::sys::files;
+use crate::sys::local::Local;
 use crate::sys::{Error, Result};
 
 /// From this size on a read goes into its result at once; below it the copy is cheaper.
@@ -62,8 +63,12 @@ pub struct Buffered {
     fill: u64,
     at_end: bool,
     size_hint: u64,
-    /// Closing the file takes no time, as long as it has a name.
-    quick_to_close: bool,
+    /// Of a regular file that is only read: closing it takes no time as long as it has a name, and what is in the page
+    /// cache can be read without waiting.
+    local: Option<Local>,
+    /// Whether the loop may fill the buffer itself: once after each job, so that who reads on and on lets others have
+    /// their turn.
+    may_try: bool,
 }
 
 impl Buffered {
@@ -78,7 +83,8 @@ impl Buffered {
             fill: 0,
             at_end: false,
             size_hint: 0,
-            quick_to_close: false,
+            local: None,
+            may_try: false,
         }
     }
 
@@ -87,9 +93,10 @@ impl Buffered {
         self.size_hint = size;
     }
 
-    /// Says that the file is local and only read.
-    pub fn set_quick_to_close(&mut self) {
-        self.quick_to_close = true;
+    /// Says that the file is a regular one, which is only read, and that a job has just opened it.
+    pub fn set_local(&mut self, local: Option<Local>) {
+        self.local = local;
+        self.may_try = local.is_some();
     }
 
     pub fn file(&self) -> &File {
@@ -188,11 +195,41 @@ impl Buffered {
         Ok(())
     }
 
+    /// `fill` without waiting, from the page cache; None: it is for `fill` to do.
+    pub fn try_fill(&mut self, need: Need) -> Option<u64> {
+        if !mem::take(&mut self.may_try) || self.capacity == 0 {
+            return None;
+        }
+        let local = self.local?;
+        // Whatever the error, the job comes across it too, or knows no such thing.
+        let metadata = self.file.metadata().ok()?;
+        let position = files::seek(&self.file, 0, libc::SEEK_CUR).ok()?;
+        let left = usize::try_from(metadata.len().saturating_sub(position)).unwrap_or(usize::MAX);
+        let size = match need {
+            Need::Exactly(size) | Need::Some(size) => size,
+            Need::All => left,
+            Need::Line(_) | Need::Look => 0,
+        };
+        if size.max(self.unread().len()) >= DIRECT {
+            return None;
+        }
+        // At least a byte, as a read of none says nothing.
+        self.make_room(left.clamp(1, self.capacity));
+        let count = local.read_cached(&self.file, &metadata, self.memory.spare()).ok()?;
+        // SAFETY: the call has filled so many.
+        unsafe { self.memory.advance(count) };
+        self.fill += 1;
+        // Not because the read was short, as the rest may only not be in memory.
+        self.at_end = count == left;
+        (self.at_end || self.answer(need, 0).is_some()).then_some(self.fill)
+    }
+
     /// Reads until the need can be answered or the file ends. Gives the number to `take` it with.
     pub fn fill(&mut self, need: Need) -> Result<u64> {
         self.write_pending()?;
         self.fill += 1;
         self.at_end = false;
+        self.may_try = self.local.is_some();
         let mut scanned = 0;
         while self.answer(need, scanned).is_none() {
             scanned = self.unread().len();
@@ -369,7 +406,7 @@ impl Buffered {
     /// there is when the file has been deleted and this is its last user.
     pub fn is_quick_to_close(&self) -> bool {
         let has_name = || self.file.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
-        self.quick_to_close && self.pending.is_empty() && has_name()
+        self.local.is_some() && self.pending.is_empty() && has_name()
     }
 
     /// Closes the file even if that or the last write fails.

@@ -173,7 +173,13 @@ impl File {
         self.answer(
             context,
             false,
-            |py, buffered| buffered.take(py, need, fill).map(|bytes| Ok(bytes?.into_any())),
+            |py, buffered| {
+                let bytes = buffered.take(py, need, fill).or_else(|| {
+                    let fill = buffered.try_fill(need)?;
+                    buffered.take(py, need, fill)
+                });
+                Some(bytes?.map(Bound::into_any))
+            },
             |py, buffered| buffered.prepare(py, need),
             move |buffered| buffered.fill(need).map(Outcome::Number),
         )

@@ -7,10 +7,11 @@
 //!          └── Mailbox.deliver <── eventfd, letters ─────────┘
 //! ```
 //!
-//! The work is the standard library's and tokio's blocking pool is where it is done. (`tokio::fs::File` is the same
-//! calls on the same pool, with a copy through a buffer of its own and a hop for every call; here a call that the buffer
-//! can answer makes no hop.) A blocking thread never touches Python: results travel as plain memory, and a batch of them
-//! costs one wake-up. The wake-up is a descriptor that the loop watches, which every asyncio loop can do.
+//! The work is the standard library's and tokio's blocking threads are where it is done. (`tokio::fs::File` is the same
+//! calls on the same threads, with a copy through a buffer of its own and a hop for every call; here a call that the
+//! buffer can answer makes no hop, nor does a small read of what the page cache holds.) A blocking thread never touches
+//! Python: results travel as plain memory, and a batch of them costs one wake-up. The wake-up is a descriptor that the
+//! loop watches, which every asyncio loop can do.
 
 mod buffered;
 mod file;

@@ -18,6 +18,7 @@ use super::mailbox::Mailbox;
 use super::outcome::{Entry, Outcome};
 use crate::runtime::Writing;
 use crate::sys;
+use crate::sys::local::Local;
 
 /// A file of at least this size is not read through memory of our own.
 const LARGE: u64 = 128 * 1024;
@@ -90,8 +91,8 @@ impl Mailbox {
             }
             let mut buffered = Buffered::new(file, true, buffering);
             buffered.set_size_hint(metadata.len());
-            if read_only && metadata.is_file() && sys::files::is_local(buffered.file()) {
-                buffered.set_quick_to_close();
+            if read_only && metadata.is_file() {
+                buffered.set_local(Local::of(buffered.file()));
             }
             Ok(Outcome::File(Box::new(buffered)))
         })

@@ -49,33 +49,6 @@ pub fn close(file: File) -> Result<()> {
     }
 }
 
-/// Whether the file is on a disk or in memory of this machine, and nobody else is asked when it is closed. (A file
-/// system of FUSE is a program, which may be the very one that waits; one of the network may take its time.)
-#[cfg(target_os = "linux")]
-pub fn is_local(file: &File) -> bool {
-    let mut status = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: the call writes a statfs to the pointer, and says so by 0.
-    let kind = unsafe {
-        match libc::fstatfs(file.as_raw_fd(), status.as_mut_ptr()) {
-            0 => status.assume_init().f_type,
-            _ => return false,
-        }
-    };
-    matches!(
-        kind,
-        libc::EXT4_SUPER_MAGIC
-            | libc::XFS_SUPER_MAGIC
-            | libc::BTRFS_SUPER_MAGIC
-            | libc::TMPFS_MAGIC
-            | libc::OVERLAYFS_SUPER_MAGIC
-    )
-}
-
-#[cfg(not(target_os = "linux"))]
-pub fn is_local(_file: &File) -> bool {
-    false
-}
-
 /// Wakes whoever polls its descriptor for reading, until the signal is taken back.
 pub struct Signal {
     read: OwnedFd,

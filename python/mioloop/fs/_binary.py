@@ -35,10 +35,11 @@ class Turns:
     """One operation on a file after the other, in the order in which they came: `async with turns`."""
 
     __slots__ = ("_lock", "_process", "taken")
+    _lock: Lock
+    _process: int
 
     def __init__(self) -> None:
-        self._lock = Lock()
-        self._process = process()
+        # The rest is for whoever comes first, which nobody does as long as the buffer answers.
         self.taken = 0
         """How many operations there are: under way, or waiting. While there are any, none may jump the
         queue."""

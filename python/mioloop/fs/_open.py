@@ -35,6 +35,14 @@ To leave the loop's thread costs more than reading them.
 """
 
 
+_MORE_FLAGS = {
+    "r": 0,
+    "w": os.O_CREAT | os.O_TRUNC,
+    "a": os.O_CREAT | os.O_APPEND,
+    "x": os.O_CREAT | os.O_EXCL,
+}
+
+
 class Mode(NamedTuple):
     """A mode string, taken apart."""
 
@@ -73,13 +81,7 @@ class Mode(NamedTuple):
     def flags(self) -> int:
         """For open(2)."""
         access = os.O_RDWR if self.update else os.O_RDONLY if self.action == "r" else os.O_WRONLY
-        more = {
-            "r": 0,
-            "w": os.O_CREAT | os.O_TRUNC,
-            "a": os.O_CREAT | os.O_APPEND,
-            "x": os.O_CREAT | os.O_EXCL,
-        }
-        return access | more[self.action] | os.O_CLOEXEC
+        return access | _MORE_FLAGS[self.action] | os.O_CLOEXEC
 
 
 parse_mode = lru_cache(64)(Mode.parse)
