@@ -290,12 +290,15 @@ def test_the_transport_beneath_ends_within_a_callback(
 
 @pytest.mark.parametrize("within", [False, True])
 @pytest.mark.parametrize("method", ["close", "abort"])
-def test_the_transport_beneath_is_a_secure_one(loop: Any, tls: Contexts, method: str, within: bool) -> None:
-    """TLS in TLS, as through a proxy."""
+@pytest.mark.parametrize("lowest", [False, True])
+def test_the_transport_beneath_is_a_secure_one(
+    loop: Any, tls: Contexts, lowest: bool, method: str, within: bool
+) -> None:
+    """TLS in TLS, as through a proxy; it ends, or the stream beneath both."""
 
     def end(transport: Any, beneath: Any) -> None:
         transport.write(b"good night")
-        getattr(beneath, method)()
+        getattr(beneath._ssl_protocol._transport if lowest else beneath, method)()
 
     async def main() -> None:
         async with secured(Recorder(), tls) as (beneath, _, outer):

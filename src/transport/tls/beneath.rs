@@ -48,7 +48,11 @@ impl NativeProtocol for Tls {
 
     fn flush(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
         match object.cast::<TlsTransport>() {
-            Ok(tls) => TlsTransport::send_put_off(tls),
+            Ok(tls) => {
+                // TLS over TLS: what is written up there goes through here.
+                TlsTransport::flush_protocol(tls)?;
+                TlsTransport::send_put_off(tls)
+            }
             Err(_) => Ok(()),
         }
     }
