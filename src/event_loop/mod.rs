@@ -315,6 +315,7 @@ impl EventLoop {
     /// In a child process, just forked: parts from what the parent goes on using.
     fn _after_fork(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
+        debug_call::after_fork();
         if this.check_open(py).is_err() {
             return Ok(());
         }
@@ -332,7 +333,6 @@ impl EventLoop {
             this.forget_turn(py);
             this.leave_run(py);
         }
-        debug_call::after_fork();
         resolver::after_fork(slf)
     }
 

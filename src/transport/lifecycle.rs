@@ -26,25 +26,15 @@ impl Transport {
     /// Closes the connection when what was written is sent; receives no more. The protocol's `connection_lost(None)`
     /// comes last. As `asyncio.BaseTransport.close`.
     pub(super) fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
-        Self::flush_protocol(slf)?;
-        Self::send_held_back(slf)?;
-        {
-            let mut state = slf.get().state.borrow_mut(slf.py());
-            if state.closing {
-                return Ok(());
-            }
-            state.closing = true;
-            if state.pending > 0 {
-                return Ok(());
-            }
-        }
-        Self::schedule_connection_lost(slf, None)
+        // What the program raises meanwhile does not keep the transport open.
+        let flushed = Self::flush_protocol(slf);
+        flushed.and(Self::close_flushed(slf))
     }
 
     /// Closes the connection at once, and drops what was not sent. As `asyncio.WriteTransport.abort`.
     fn abort(slf: &Bound<'_, Self>) -> PyResult<()> {
-        Self::flush_protocol(slf)?;
-        Self::force_close(slf, None)
+        let flushed = Self::flush_protocol(slf);
+        flushed.and(Self::force_close(slf, None))
     }
 
     // The standard library's TLS protocol ends its transport with these two.
@@ -71,6 +61,21 @@ impl Transport {
 }
 
 impl Transport {
+    fn close_flushed(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::send_held_back(slf)?;
+        {
+            let mut state = slf.get().state.borrow_mut(slf.py());
+            if state.closing {
+                return Ok(());
+            }
+            state.closing = true;
+            if state.pending > 0 {
+                return Ok(());
+            }
+        }
+        Self::schedule_connection_lost(slf, None)
+    }
+
     /// Whether something is still to be sent.
     pub fn is_sending(&self, py: Python<'_>) -> bool {
         self.state.borrow_mut(py).pending > 0

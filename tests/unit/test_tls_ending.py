@@ -329,6 +329,39 @@ def test_the_transport_beneath_is_a_secure_one(
     run(loop, main())
 
 
+@pytest.mark.parametrize("method", ["close", "abort"])
+def test_an_interrupt_does_not_keep_the_transport_beneath_open(
+    loop: asyncio.AbstractEventLoop, tls: Contexts, method: str
+) -> None:
+    """`pause_writing` is called by the write on asyncio; here, where the write is carried out."""
+
+    closing: list[bool] = []
+
+    def act(transport: Any) -> None:
+        beneath = transport._ssl_protocol._transport
+        transport.set_write_buffer_limits(high=100)
+        with contextlib.suppress(KeyboardInterrupt):
+            transport.write(bytes(3_000_000))
+        with contextlib.suppress(KeyboardInterrupt):
+            getattr(beneath, method)()
+        closing.append(beneath.is_closing())
+
+    class Interrupted(Acting):
+        def pause_writing(self) -> None:
+            raise KeyboardInterrupt
+
+    async def main() -> None:
+        protocol = Interrupted("data", act)
+        async with secured(protocol, tls) as (_, _, peer):
+            await peer.write(b"x")
+            await until(lambda: bool(closing))
+            peer.sock.close()
+            await until(lambda: protocol.is_lost)
+
+    run(loop, main())
+    assert closing == [True]
+
+
 def test_what_is_forwarded_as_the_loop_stops_has_left(loop: asyncio.AbstractEventLoop, tls: Contexts) -> None:
     """From one connection to another, by a callback after which the loop comes back no more."""
     stack = contextlib.AsyncExitStack()

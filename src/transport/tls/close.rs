@@ -35,13 +35,14 @@ impl TlsTransport {
     /// Closes the connection when what was written is sent, with a close_notify; receives no more. The protocol's
     /// `connection_lost` comes last. As `asyncio.BaseTransport.close`.
     fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
-        Self::flush_protocol(slf)?;
+        // What the program raises meanwhile does not keep the transport open.
+        let flushed = Self::flush_protocol(slf);
         let (again, flushing) = {
             let mut state = slf.get().state.borrow_mut(slf.py());
             (std::mem::replace(&mut state.closed, true), state.phase == Phase::Flushing)
         };
         // The peer's end alone does not end it while the program is to read the rest; this does.
-        if again && !flushing { Ok(()) } else { Self::advance(slf, Todo::CLOSE) }
+        if again && !flushing { flushed } else { flushed.and(Self::advance(slf, Todo::CLOSE)) }
     }
 
     /// Closes the connection at once, without a close_notify, and drops what the kernel has not taken. As
@@ -52,14 +53,14 @@ impl TlsTransport {
 
     /// `abort`, with an exception for `connection_lost`. (asyncio ends a transport by it that has another one over it.)
     fn _force_close(slf: &Bound<'_, Self>, exc: Option<Py<PyAny>>) -> PyResult<()> {
-        Self::flush_protocol(slf)?;
+        let flushed = Self::flush_protocol(slf);
         let old = {
             let mut state = slf.get().state.borrow_mut(slf.py());
             state.closed = true;
             std::mem::replace(&mut state.abort_reason, exc)
         };
         drop(old);
-        Self::advance(slf, Todo::ABORT)
+        flushed.and(Self::advance(slf, Todo::ABORT))
     }
 
     /// The shutdown's timer.
