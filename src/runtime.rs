@@ -9,8 +9,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Once};
+use std::sync::Once;
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,23 +18,15 @@ use pyo3::Python;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::sys;
-use workers::Workers;
-
-mod workers;
 
 /// As asyncio's default executor: more threads gain nothing where the page cache answers, and a disk little.
 const MOST_THREADS: usize = 32;
 const THREADS_BESIDES_CORES: usize = 4;
 
-/// How long a thread waits for its next job before it ends: with `Workers`, not with tokio.
+/// How long a thread waits for its next job before it ends.
 const IDLE: Duration = Duration::from_secs(10);
 
-struct Pool {
-    runtime: Runtime,
-    workers: Arc<Workers>,
-}
-
-static CURRENT: AtomicPtr<Pool> = AtomicPtr::new(ptr::null_mut());
+static CURRENT: AtomicPtr<Runtime> = AtomicPtr::new(ptr::null_mut());
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 static WRITES: AtomicUsize = AtomicUsize::new(0);
 
@@ -47,46 +39,34 @@ pub fn generation() -> u64 {
 ///
 /// The token stands for the interpreter lock: with it nobody else starts the runtime, and nobody forks, meanwhile.
 pub fn spawn_blocking(py: Python<'_>, job: impl FnOnce() + Send + 'static) -> sys::Result<()> {
-    let pool = current(py)?;
-    pool.workers.submit(Box::new(job), || {
-        let (workers, called_off) = (pool.workers.clone(), Arc::new(AtomicBool::new(false)));
-        let is_called_off = called_off.clone();
-        let serve = move || {
-            if !is_called_off.load(SeqCst) {
-                workers.serve();
-            }
-        };
-        // tokio panics where the process may have no threads, and keeps the closure for when it gets one after all.
-        catch_unwind(AssertUnwindSafe(|| drop(pool.runtime.spawn_blocking(serve)))).map_err(|_| {
-            called_off.store(true, SeqCst);
-            sys::Error { errno: libc::EAGAIN }
-        })
-    })
+    let runtime = current(py)?;
+    // tokio panics where the process may have no more threads.
+    match catch_unwind(AssertUnwindSafe(|| drop(runtime.spawn_blocking(job)))) {
+        Ok(()) => Ok(()),
+        Err(_) => Err(sys::Error { errno: libc::EAGAIN }),
+    }
 }
 
-fn current(_py: Python<'_>) -> sys::Result<&'static Pool> {
+fn current(_py: Python<'_>) -> sys::Result<&'static Runtime> {
     static FORK_HANDLER: Once = Once::new();
-    // SAFETY: null, or a pool that was leaked below and is therefore never freed.
-    if let Some(pool) = unsafe { CURRENT.load(SeqCst).as_ref() } {
-        return Ok(pool);
+    // SAFETY: null, or a runtime that was leaked below and is therefore never freed.
+    if let Some(runtime) = unsafe { CURRENT.load(SeqCst).as_ref() } {
+        return Ok(runtime);
     }
     FORK_HANDLER.call_once(|| {
         // SAFETY: the handler stores to atomics, which is all that a fork of many threads allows.
         unsafe { libc::pthread_atfork(None, None, Some(after_fork_in_child)) };
     });
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let most = MOST_THREADS.min(cores + THREADS_BESIDES_CORES);
     // No scheduler and no drivers: nothing but the pool of blocking threads is used.
     let runtime = Builder::new_current_thread()
-        .max_blocking_threads(most)
-        .thread_keep_alive(Duration::ZERO)
+        .max_blocking_threads(MOST_THREADS.min(cores + THREADS_BESIDES_CORES))
+        .thread_keep_alive(IDLE)
         .thread_name("mioloop-files")
         .build()?;
-    crate::watch::count_processors();
-    let workers = Arc::new(Workers::new(most, IDLE));
-    let pool: &'static mut Pool = Box::leak(Box::new(Pool { runtime, workers }));
-    CURRENT.store(pool, SeqCst);
-    Ok(pool)
+    let runtime: &'static mut Runtime = Box::leak(Box::new(runtime));
+    CURRENT.store(runtime, SeqCst);
+    Ok(runtime)
 }
 
 extern "C" fn after_fork_in_child() {

@@ -18,12 +18,6 @@ const WATCH: Duration = Duration::from_micros(20);
 static SEVERAL_PROCESSORS: LazyLock<bool> =
     LazyLock::new(|| thread::available_parallelism().is_ok_and(|processors| processors.get() > 1));
 
-/// For the thread with the GIL, before the first [`Parker`] of one that does without: a fork (which comes with the GIL
-/// held) must not find it half done.
-pub fn count_processors() {
-    LazyLock::force(&SEVERAL_PROCESSORS);
-}
-
 /// Whether it pays to watch before sleeping.
 #[derive(Default)]
 pub struct Patience {
@@ -84,9 +78,10 @@ const CALLED: u32 = 2;
 const FREE: u32 = 3;
 
 impl Parker {
-    /// For the current thread, which has the GIL, or else somebody who has it has called [`count_processors`].
+    /// For the current thread, which has the GIL.
     pub fn new() -> Self {
-        count_processors();
+        // Now, because a fork (which comes with the GIL held) must not find it half done.
+        LazyLock::force(&SEVERAL_PROCESSORS);
         Parker { state: AtomicU32::new(WATCHING), thread: thread::current() }
     }
 
@@ -129,8 +124,7 @@ impl Parker {
         called
     }
 
-    /// As `wait`, without watching.
-    pub fn sleep(&self, timeout: Option<Duration>) -> bool {
+    fn sleep(&self, timeout: Option<Duration>) -> bool {
         if self.state.compare_exchange(WATCHING, ASLEEP, SeqCst, SeqCst).is_err() {
             return true;
         }

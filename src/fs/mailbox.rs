@@ -118,6 +118,7 @@ impl Mailbox {
         job: impl FnOnce(Recipient) + Send + 'static,
     ) -> PyResult<()> {
         let recipient = self.expect(py, future, names);
+        // A failure does not mean that the job is dropped: tokio may do it yet, when it gets a thread after all.
         Ok(runtime::spawn_blocking(py, move || job(recipient))?)
     }
 
