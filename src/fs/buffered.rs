@@ -213,9 +213,12 @@ impl Buffered {
         if size.max(self.unread().len()) >= DIRECT {
             return None;
         }
-        // At least a byte, as a read of none says nothing.
-        self.make_room(left.clamp(1, self.capacity));
-        let count = local.read_cached(&self.file, &metadata, self.memory.spare()).ok()?;
+        // At least a byte, as a read of none says nothing; little, also where the buffer is large, as the loop waits.
+        let most = left.clamp(1, self.capacity.min(DIRECT));
+        self.make_room(most);
+        let spare = self.memory.spare();
+        let length = spare.len().min(most);
+        let count = local.read_cached(&self.file, &metadata, &mut spare[..length]).ok()?;
         // SAFETY: the call has filled so many.
         unsafe { self.memory.advance(count) };
         self.fill += 1;

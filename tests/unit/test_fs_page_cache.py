@@ -155,3 +155,22 @@ def test_files_without_a_buffer_and_files_to_write_to(loop: asyncio.AbstractEven
             await file.close()
 
     run(loop, main())
+
+
+@pytest.mark.parametrize("method", ["readline", "peek", "read"])
+def test_the_loop_reads_little_whatever_the_buffer(
+    loop: asyncio.AbstractEventLoop, cached: Path, method: str
+) -> None:
+    cached.write_bytes(b"one\n" + bytes(4 << 20))
+    seen(cached)
+
+    async def main() -> None:
+        async with fs.open(cached, "rb", buffering=4 << 20) as file:
+            arguments = (4,) if method == "read" else ()
+            data = at_once(getattr(file, method)(*arguments))
+            assert data.startswith(b"one\n")
+            assert os.lseek(file.fileno(), 0, os.SEEK_CUR) <= 65536
+            assert await file.seek(0) == 0
+            assert await file.read() == b"one\n" + bytes(4 << 20)
+
+    run(loop, main())
