@@ -78,12 +78,13 @@ mod platform {
             }
             let part = libc::iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: memory.len() };
             // Minus one is the file's own position, in two halves where a register is too small for it.
-            let position: libc::c_long = -1;
+            let (parts, position): (libc::c_long, libc::c_long) = (1, -1);
             // SAFETY: the one part describes `memory`; both are borrowed for the length of the call. (By its number, as
             // the C library's function is younger than the oldest one that wheels are for.)
             let count = unsafe {
-                let fd = file.as_raw_fd();
-                libc::syscall(libc::SYS_preadv2, fd, &part, 1, position, position, libc::RWF_NOWAIT)
+                let (fd, flags) =
+                    (libc::c_long::from(file.as_raw_fd()), libc::c_long::from(libc::RWF_NOWAIT));
+                libc::syscall(libc::SYS_preadv2, fd, &part, parts, position, position, flags)
             };
             check(count as isize)
         }
