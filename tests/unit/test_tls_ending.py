@@ -282,7 +282,7 @@ def test_the_transport_beneath_ends_within_a_callback(
             elif when != "made":
                 await peer.write(b"x")
             assert await (peer.read(100) if ending else last_words(peer)) == message
-            await until(lambda: ours.fileno() == -1)
+            await until(lambda: ours.fileno() == -1 and protocol.is_lost)
             assert protocol.loss is None
 
     run(loop, main())
