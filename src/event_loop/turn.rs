@@ -60,8 +60,13 @@ impl EventLoop {
         self.turn.borrow_mut(py).callers.push(transport);
     }
 
-    pub fn program_has_returned(&self, py: Python<'_>) {
-        let caller = self.turn.borrow_mut(py).callers.pop();
+    pub fn program_has_returned(&self, py: Python<'_>, transport: &Bound<'_, TlsTransport>) {
+        let caller = {
+            let mut turn = self.turn.borrow_mut(py);
+            // By name: another thread's call may have begun later and not returned yet.
+            let place = turn.callers.iter().rposition(|caller| caller.is(transport));
+            place.map(|place| turn.callers.remove(place))
+        };
         drop(caller);
     }
 }

@@ -22,7 +22,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -242,6 +242,24 @@ def test_the_child_closes_transports(loop: asyncio.AbstractEventLoop, method: st
     right.close()
 
 
+@contextlib.asynccontextmanager
+async def heard(
+    loop: asyncio.AbstractEventLoop, secure: bool, size: int
+) -> AsyncIterator[tuple[Any, Callable[[], Awaitable[bytes]]]]:
+    """A connection's transport, and a function that waits for so many bytes at the other end."""
+    if secure:
+        async with secured(Recorder(), make_contexts(), server_side=False) as (transport, _, peer):
+            yield transport, functools.partial(peer.read, size)
+    else:
+        ours, theirs = tcp_pair()
+        with theirs:
+            transport, _ = await loop.create_connection(Recorder, sock=ours)
+            try:
+                yield transport, functools.partial(receive, theirs, size)
+            finally:
+                transport.abort()
+
+
 @pytest.mark.parametrize("secure", [False, True])
 def test_what_is_written_before_a_fork_is_sent_once(loop: asyncio.AbstractEventLoop, secure: bool) -> None:
     """Although the child leaves the loop by the same way as its parent."""
@@ -249,18 +267,7 @@ def test_what_is_written_before_a_fork_is_sent_once(loop: asyncio.AbstractEventL
         pytest.skip("from 3.14 on the test hangs, on asyncio's loop too")
 
     async def main() -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            hear: Callable[[], Awaitable[bytes]]
-            if secure:
-                tls = secured(Recorder(), make_contexts(), server_side=False)
-                transport, _, peer = await stack.enter_async_context(tls)
-                hear = functools.partial(peer.read, 15)
-            else:
-                ours, theirs = tcp_pair()
-                stack.enter_context(theirs)
-                transport, _ = await loop.create_connection(Recorder, sock=ours)
-                stack.callback(transport.abort)
-                hear = functools.partial(receive, theirs, 15)
+        async with heard(loop, secure, 15) as (transport, hear):
             transport.write(b"one, ")
             transport.write(b"two, ")
             child.append(os.fork())
@@ -548,18 +555,7 @@ def test_a_fork_in_a_thread_while_a_callback_runs(
         run_anew(loop_factory)
 
     async def main() -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            hear: Callable[[], Awaitable[bytes]]
-            if secure:
-                tls = secured(Recorder(), make_contexts(), server_side=False)
-                transport, _, peer = await stack.enter_async_context(tls)
-                hear = functools.partial(peer.read, 15)
-            else:
-                ours, theirs = tcp_pair()
-                stack.enter_context(theirs)
-                transport, _ = await loop.create_connection(Recorder, sock=ours)
-                stack.callback(transport.abort)
-                hear = functools.partial(receive, theirs, 29)
+        async with heard(loop, secure, 15 if secure else 29) as (transport, hear):
             transport.write(b"one, ")
             transport.write(b"two, ")
             pids: list[int] = []

@@ -97,7 +97,7 @@ impl Drop for Calling<'_, '_> {
     fn drop(&mut self) {
         let (py, this) = (self.tls.py(), self.tls.get());
         this.state.borrow_mut(py).in_program = self.before;
-        this.event_loop.get().program_has_returned(py);
+        this.event_loop.get().program_has_returned(py, self.tls);
     }
 }
 
