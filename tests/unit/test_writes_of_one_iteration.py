@@ -144,13 +144,72 @@ def test_the_first_leaves_at_once_and_the_others_together(loop: asyncio.Abstract
         assert receive_all(peer) == b""
         await asyncio.sleep(0)
         assert receive_all(peer) == b"23456"
-        transport.write(b"7")
-        assert receive_all(peer) == b"7"
         peer.close()
         transport.abort()
         await until(lambda: ours.fileno() == -1)
 
     run(loop, main())
+
+
+@pytest.mark.mioloop_only(reason="asyncio makes a system call for each write")
+def test_the_first_waits_where_others_followed_the_last_time(loop: asyncio.AbstractEventLoop) -> None:
+    async def main() -> None:
+        ours, peer = socketpair()
+        transport, _ = await connect(ours)
+
+        async def answer(*pieces: bytes) -> tuple[bytes, bytes]:
+            """What has left at once, and what at the end of the iteration."""
+            for piece in pieces:
+                transport.write(piece)
+            at_once = receive_all(peer)
+            await asyncio.sleep(0)
+            return at_once, receive_all(peer)
+
+        assert await answer(b"head", b"body") == (b"head", b"body")
+        assert await answer(b"head", b"body") == (b"", b"headbody")
+        # An iteration without writes says nothing.
+        await asyncio.sleep(0)
+        assert await answer(b"head", b"", b"body") == (b"", b"headbody")
+        # It was all there was: so it may be the next time.
+        assert await answer(b"whole") == (b"", b"whole")
+        assert await answer(b"whole") == (b"whole", b"")
+        assert await answer(b"whole") == (b"whole", b"")
+        assert await answer(b"head", b"body") == (b"head", b"body")
+        # What is large waits for nothing, whether it comes alone or behind something small.
+        large = b"x" * 40_000
+        assert await answer(large) == (large, b"")
+        assert await answer(b"head", b"body") == (b"head", b"body")
+        assert await answer(b"head", large) == (b"head" + large, b"")
+        assert await answer(b"head", b"body") == (b"", b"headbody")
+        # Who looks, finds it sent.
+        transport.write(b"head")
+        assert transport.get_write_buffer_size() == 0
+        assert receive_all(peer) == b"head"
+        assert await answer(b"body") == (b"", b"body")
+        assert await answer(b"head", b"body") == (b"", b"headbody")
+        transport.write(b"last")
+        transport.close()
+        await until(lambda: ours.fileno() == -1)
+        assert receive_all(peer) == b"last"
+        peer.close()
+
+    run(loop, main())
+
+
+def test_writes_outside_of_iterations_do_not_count(loop: asyncio.AbstractEventLoop) -> None:
+    ours, peer = socketpair()
+    transport, _ = run(loop, connect(ours))
+    transport.write(b"1")
+    transport.write(b"2")
+
+    async def write() -> bytes:
+        transport.write(b"3")
+        return receive_all(peer)
+
+    assert run(loop, write()) == b"123"
+    transport.abort()
+    run_until(loop, lambda: ours.fileno() == -1)
+    peer.close()
 
 
 @pytest.mark.parametrize("end", [lambda loop: loop.stop(), lambda loop: exit()])

@@ -5,6 +5,9 @@
 //! before. A server that answers sixteen pipelined requests one by one makes two calls in place of sixteen, and the peer
 //! wakes up twice.
 //!
+//! Where the first was not all there was the last time, it is not expected to be this time, and waits for the others:
+//! a server that writes its answers' heads and bodies apart makes one call for each answer.
+//!
 //! To a program it looks as if they were sent: the size of the write buffer, the water marks and `pause_writing` know
 //! nothing of what is held back, and whatever could tell the difference (`close`, `abort`, `write_eof`, `sendfile`, a
 //! look at the socket) sends it first. Only an error is heard of at the end of the iteration.
@@ -25,6 +28,7 @@ impl StreamTransport {
         let event_loop = slf.as_super().get().event_loop.get();
         let mut output = this.output.borrow_mut(py);
         if output.held_back {
+            output.several = true;
             return true;
         }
         if !output.buffer.is_empty() {
@@ -32,9 +36,10 @@ impl StreamTransport {
             return false;
         }
         let turn = event_loop.turn(py);
-        let later = turn.is_some() && output.turn == turn;
+        let follows = turn.is_some() && output.turn == turn;
         output.turn = turn;
-        output.held_back = later && size <= MOST;
+        let several = std::mem::replace(&mut output.several, follows);
+        output.held_back = turn.is_some() && (follows || several) && size <= MOST;
         if output.held_back {
             drop(output);
             event_loop.send_at_end_of_turn(py, slf.clone().unbind());

@@ -40,6 +40,8 @@ struct Output {
     held_back: bool,
     /// The iteration of the last write.
     turn: Option<NonZero<u64>>,
+    /// In that iteration there was more than one.
+    several: bool,
     /// `write_eof` was called.
     eof: bool,
     /// A `sendfile` waits here until the buffer is empty; until it is over nothing else may write.
