@@ -21,6 +21,8 @@ pub(super) struct Turn {
     number: Option<NonZero<u64>>,
     /// The number of the last one.
     last: u64,
+    /// A stream has been written to.
+    written: bool,
     /// Transports that hold writes back until it ends.
     senders: VecDeque<Py<StreamTransport>>,
     /// Transports that have put off something else: to encrypt what was written, to deliver what was received.
@@ -45,9 +47,32 @@ impl EventLoop {
         self.turn.borrow_mut(py).number
     }
 
+    /// Notes that a stream is written to; the iteration's number, and whether it is the first stream in it.
+    pub fn begin_write(&self, py: Python<'_>) -> Option<(NonZero<u64>, bool)> {
+        let mut turn = self.turn.borrow_mut(py);
+        let first = !std::mem::replace(&mut turn.written, true);
+        turn.number.map(|number| (number, first))
+    }
+
     /// Has a transport send at the end of the iteration what it holds back.
     pub fn send_at_end_of_turn(&self, py: Python<'_>, transport: Py<StreamTransport>) {
         self.turn.borrow_mut(py).senders.push_back(transport);
+    }
+
+    /// How many transports hold writes back.
+    pub fn senders(&self, py: Python<'_>) -> usize {
+        self.turn.borrow_mut(py).senders.len()
+    }
+
+    /// Lets all transports that hold writes back send them.
+    pub fn send_all_held_back(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this, mut sent) = (slf.py(), slf.get(), Ok(()));
+        loop {
+            let next = this.turn.borrow_mut(py).senders.pop_front();
+            let Some(transport) = next else { return sent };
+            let done = StreamTransport::send_held_back(transport.bind(py));
+            sent = sent.and(Self::report_unless_fatal(slf, intern!(py, "Exception in a transport"), done));
+        }
     }
 
     /// Lets a TLS transport do what it has put off, when all that is ready in this iteration has run.
@@ -80,6 +105,7 @@ impl EventLoop {
         let mut turn = self.turn.borrow_mut(py);
         turn.last += 1;
         turn.number = NonZero::new(turn.last);
+        turn.written = false;
     }
 
     pub(super) fn end_turn(slf: &Bound<'_, Self>) -> PyResult<()> {
@@ -97,12 +123,7 @@ impl EventLoop {
             let done = TlsTransport::end_of_iteration(transport.bind(py));
             ended = ended.and(Self::report_unless_fatal(slf, intern!(py, "Exception in a transport"), done));
         }
-        loop {
-            let next = this.turn.borrow_mut(py).senders.pop_front();
-            let Some(transport) = next else { return ended };
-            let sent = StreamTransport::send_held_back(transport.bind(py));
-            ended = ended.and(Self::report_unless_fatal(slf, intern!(py, "Exception in a transport"), sent));
-        }
+        ended.and(Self::send_all_held_back(slf))
     }
 
     /// What waits for the iteration's end, or for the program's return from a callback, leaves now.

@@ -1,5 +1,5 @@
-"""Writes that follow another in one iteration leave together at its end; to the program it looks as if each
-had been sent at once.
+"""Writes that follow another in one iteration leave at its end, those of one transport together; to the program
+it looks as if each had been sent at once.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ steps = st.one_of(
     st.sampled_from(
         [("next",), ("size",), ("size",), ("write_eof",), ("close",), ("abort",), ("limits", 0), ("socket",)]
     ),
+    # Another transport that writes before makes the first write wait too.
+    st.just(("other",)),
 )
 
 
@@ -78,6 +80,8 @@ async def play(program: list[tuple[Any, ...]]) -> list[Any]:
     ours, peer = socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     transport, protocol = await connect(ours)
+    other_ours, other_peer = socketpair()
+    other, _ = await connect(other_ours)
     for name, *args in program:
         try:
             if name == "next":
@@ -89,6 +93,8 @@ async def play(program: list[tuple[Any, ...]]) -> list[Any]:
                 seen.append(receive_all(peer))
             elif name == "limits":
                 transport.set_write_buffer_limits(args[0])
+            elif name == "other":
+                other.write(b".")
             elif name == "socket":
                 seen.append(transport.get_extra_info("socket").fileno() >= 0)
                 seen.append(receive_all(peer))
@@ -102,15 +108,18 @@ async def play(program: list[tuple[Any, ...]]) -> list[Any]:
         seen.append(transport.is_closing())
     await asyncio.sleep(0)
     transport.close()
+    other.close()
     rest = b""
 
     def over() -> bool:
         nonlocal rest
         rest += receive_all(peer)
-        return ours.fileno() == -1
+        return ours.fileno() == other_ours.fileno() == -1
 
     await until(over)
+    seen.append(receive_all(other_peer))
     peer.close()
+    other_peer.close()
     return [*seen, rest, protocol.told]
 
 
@@ -192,6 +201,72 @@ def test_the_first_waits_where_others_followed_the_last_time(loop: asyncio.Abstr
         await until(lambda: ours.fileno() == -1)
         assert receive_all(peer) == b"last"
         peer.close()
+
+    run(loop, main())
+
+
+@pytest.mark.mioloop_only(reason="asyncio makes a system call for each write")
+def test_other_transports_wait_for_the_end_of_the_iteration(loop: asyncio.AbstractEventLoop) -> None:
+    async def main() -> None:
+        pairs = [socketpair() for _ in range(40)]
+        peers = [peer for _, peer in pairs]
+        transports = [(await connect(ours))[0] for ours, _ in pairs]
+
+        def arrived() -> list[bytes]:
+            return [receive_all(peer) for peer in peers]
+
+        for _ in range(2):
+            await asyncio.sleep(0)
+            for transport in transports[:5]:
+                transport.write(b"x")
+            assert arrived()[:5] == [b"x", b"", b"", b"", b""]
+            await asyncio.sleep(0)
+            assert arrived()[:5] == [b"", b"x", b"x", b"x", b"x"]
+        # A look at one of them sends its own.
+        for transport in transports[:3]:
+            transport.write(b"y")
+        assert transports[2].get_write_buffer_size() == 0
+        assert arrived()[:3] == [b"y", b"", b"y"]
+        transports[1].write(b"z")
+        transports[1].close()
+        assert arrived()[1] == b"yz"
+        await asyncio.sleep(0)
+        # Not for more than so many others.
+        rest = transports[3:]
+        for transport in rest:
+            transport.write(b"z")
+        early = arrived()[3:].count(b"z")
+        assert 1 < early < len(rest)
+        await asyncio.sleep(0)
+        assert arrived()[3:].count(b"z") == len(rest) - early
+        for transport in transports:
+            transport.abort()
+        await until(lambda: all(ours.fileno() == -1 for ours, _ in pairs))
+        for peer in peers:
+            peer.close()
+
+    run(loop, main())
+
+
+def test_an_error_of_one_does_not_keep_the_others(loop: asyncio.AbstractEventLoop, caught: Caught) -> None:
+    async def main() -> None:
+        pairs = [socketpair() for _ in range(30)]
+        connections = [await connect(ours) for ours, _ in pairs]
+        for transport, _ in connections:
+            transport.pause_reading()
+        for _, peer in pairs[::2]:
+            peer.close()
+        for transport, _ in connections:
+            transport.write(b"x")
+        await until(lambda: all(protocol.told for _, protocol in connections[::2]))
+        assert [protocol.told for _, protocol in connections] == [[BrokenPipeError], []] * 15
+        assert [receive_all(peer) for _, peer in pairs[1::2]] == [b"x"] * 15
+        for transport, _ in connections:
+            transport.abort()
+        await until(lambda: all(ours.fileno() == -1 for ours, _ in pairs))
+        for _, peer in pairs[1::2]:
+            peer.close()
+        assert not caught
 
     run(loop, main())
 

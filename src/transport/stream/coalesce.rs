@@ -1,12 +1,14 @@
-//! Several writes of one iteration leave together.
+//! The writes of one iteration leave at its end, but for the first.
 //!
 //! The first goes to the socket at once, as in asyncio: it may be all there is, and somebody waits for it. Those that
-//! follow in the same iteration are held back until its end and leave in one system call, unless they come to much
-//! before. A server that answers sixteen pipelined requests one by one makes two calls in place of sixteen, and the peer
-//! wakes up twice.
+//! follow are held back, and all that one connection has leaves in one system call. A server that answers sixteen
+//! pipelined requests one by one makes two calls in place of sixteen, and the peer wakes up twice. Also those of *other*
+//! connections wait: what leaves in a row finds its reader awake (a proxy on this machine, say), and to wake it for each
+//! answer is the dearest part of a send. Nobody waits for long: not for more than [`MOST_CONNECTIONS`] to have written,
+//! nor with more than [`MOST`] bytes.
 //!
-//! Where the first was not all there was the last time, it is not expected to be this time, and waits for the others:
-//! a server that writes its answers' heads and bodies apart makes one call for each answer.
+//! Where a connection's first write was not all there was the last time, it is not expected to be this time, and waits
+//! for the others: a server that writes its answers' heads and bodies apart makes one call for each answer.
 //!
 //! To a program it looks as if they were sent: the size of the write buffer, the water marks and `pause_writing` know
 //! nothing of what is held back, and whatever could tell the difference (`close`, `abort`, `write_eof`, `sendfile`, a
@@ -16,10 +18,15 @@ use pyo3::prelude::*;
 
 use super::StreamTransport;
 use super::write::WRITE_FAILED;
+use crate::event_loop::EventLoop;
 use crate::transport::Transport;
 
 /// More than this, in bytes, is not held back.
 pub const MOST: usize = 32 * 1024;
+
+/// When more connections than this hold something back, all send. Four are nearly as good as sixteen, and sixty-four no
+/// better.
+const MOST_CONNECTIONS: usize = 16;
 
 impl StreamTransport {
     /// Whether a write of `size` bytes is held back; then the caller puts it into the buffer and calls `held_back`.
@@ -35,11 +42,12 @@ impl StreamTransport {
             // The socket is full, and what waits for it is no secret.
             return false;
         }
-        let turn = event_loop.turn(py);
-        let follows = turn.is_some() && output.turn == turn;
-        output.turn = turn;
+        let Some((turn, first)) = event_loop.begin_write(py) else {
+            return false;
+        };
+        let follows = output.turn.replace(turn) == Some(turn);
         let several = std::mem::replace(&mut output.several, follows);
-        output.held_back = turn.is_some() && (follows || several) && size <= MOST;
+        output.held_back = (!first || several) && size <= MOST;
         if output.held_back {
             drop(output);
             event_loop.send_at_end_of_turn(py, slf.clone().unbind());
@@ -48,10 +56,18 @@ impl StreamTransport {
         false
     }
 
-    /// The buffer has grown by what is held back.
+    /// The buffer has grown by what is held back. Some of it may be sent now, also for other transports.
     pub(super) fn held_back(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let size = slf.get().output.borrow_mut(slf.py()).buffer.size();
-        if size > MOST { Self::send_held_back(slf) } else { Ok(()) }
+        let py = slf.py();
+        let size = slf.get().output.borrow_mut(py).buffer.size();
+        if size > MOST {
+            return Self::send_held_back(slf);
+        }
+        let event_loop = slf.as_super().get().event_loop.bind(py);
+        if event_loop.get().senders(py) > MOST_CONNECTIONS {
+            return EventLoop::send_all_held_back(event_loop);
+        }
+        Ok(())
     }
 
     /// In a forked child: it is the parent that sends it.

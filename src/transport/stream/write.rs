@@ -173,7 +173,11 @@ impl StreamTransport {
             let count = output.buffer.slices(py, &mut slices);
             let slices = &slices[..count];
             let offered: usize = slices.iter().map(|slice| slice.len()).sum();
-            match sys::send_vectored(fd, slices) {
+            let sent = match slices {
+                [slice] => sys::send(fd, slice),
+                slices => sys::send_vectored(fd, slices),
+            };
+            match sent {
                 Ok(sent) => {
                     output.buffer.advance(py, sent);
                     if sent < offered {
