@@ -108,14 +108,22 @@ impl EventLoop {
         turn.written = false;
     }
 
+    #[inline]
     pub(super) fn end_turn(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, this, mut ended) = (slf.py(), slf.get(), Ok(()));
         let count = {
-            let mut turn = this.turn.borrow_mut(py);
+            let mut turn = slf.get().turn.borrow_mut(slf.py());
             // What is written from now on does not wait: the loop may stop here.
             turn.number = None;
+            if turn.put_off.is_empty() && turn.senders.is_empty() {
+                return Ok(());
+            }
             turn.put_off.len()
         };
+        Self::do_put_off(slf, count)
+    }
+
+    fn do_put_off(slf: &Bound<'_, Self>, count: usize) -> PyResult<()> {
+        let (py, this, mut ended) = (slf.py(), slf.get(), Ok(()));
         // What they put off now is for the next iteration.
         for _ in 0..count {
             let next = this.turn.borrow_mut(py).put_off.pop_front();
