@@ -206,7 +206,7 @@ impl Buffered {
         let position = files::seek(&self.file, 0, libc::SEEK_CUR).ok()?;
         let left = usize::try_from(metadata.len().saturating_sub(position)).unwrap_or(usize::MAX);
         let size = match need {
-            Need::Exactly(size) | Need::Some(size) => size,
+            Need::Exactly(size) | Need::Some(size) => size.min(left),
             Need::All => left,
             Need::Line(_) | Need::Look => 0,
         };

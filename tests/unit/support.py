@@ -14,7 +14,10 @@ import socket
 import time
 from asyncio import format_helpers
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
+
+import pytest
 
 SAFETY = 30  # seconds; a test never takes that long unless it hangs
 
@@ -129,3 +132,20 @@ def fill(sock: socket.socket) -> int:
 def import_line(factory: Callable[[], asyncio.AbstractEventLoop]) -> str:
     """The line that makes the loop under test known as `new_event_loop` in a script of a child process."""
     return f"from {factory.__module__} import {factory.__qualname__} as new_event_loop\n"
+
+
+def seen(path: Path, *, read: bool = True) -> None:
+    """Says when the file was read last. If that was before the last change, a read would have the file system
+    take it down, which may take its time."""
+    now = path.stat().st_ctime_ns
+    os.utime(path, ns=(now + 3_600_000_000_000 if read else now - 3_600_000_000_000, now))
+
+
+def at_once(work: Any) -> Any:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as stop:
+        return stop.value
+    work.close()
+    pytest.fail("it has waited")

@@ -6,30 +6,12 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mioloop import fs
 
-from .support import run
-
-
-def seen(path: Path, *, read: bool = True) -> None:
-    """Says when the file was read last. If that was before the last change, a read would have the file system
-    take it down, which may take its time."""
-    now = path.stat().st_ctime_ns
-    os.utime(path, ns=(now + 3_600_000_000_000 if read else now - 3_600_000_000_000, now))
-
-
-def at_once(work: Any) -> Any:
-    """The result of a coroutine that waits for nothing."""
-    try:
-        work.send(None)
-    except StopIteration as stop:
-        return stop.value
-    work.close()
-    pytest.fail("it has waited")
+from .support import at_once, run, seen
 
 
 @pytest.fixture
@@ -59,6 +41,13 @@ def test_a_small_file_is_read_without_waiting(loop: asyncio.AbstractEventLoop, c
             assert at_once(file.readline()) == b"one\n"
             assert at_once(file.tell()) == 4
             assert at_once(file.read1()) == b"two\n"
+        # It is what there is that counts.
+        async with fs.open(cached, "rb") as file:
+            assert at_once(file.read(1 << 20)) == b"one\ntwo\n"
+        async with fs.open(cached) as text:
+            assert at_once(text.readline()) == "one\n"
+        async with fs.open(cached, "rb") as file:
+            assert at_once(file.readline()) == b"one\n"
             assert await file.seek(1) == 1
             assert at_once(file.read(2)) == b"ne"
 
