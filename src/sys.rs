@@ -3,6 +3,7 @@
 //! Each function takes a descriptor that its caller owns, retries nothing, and gives errno back as an [`Error`].
 
 pub mod files;
+pub mod found;
 pub mod local;
 pub mod names;
 

@@ -66,8 +66,8 @@ pub struct Buffered {
     /// Of a regular file that is only read: closing it takes no time as long as it has a name, and what is in the page
     /// cache can be read without waiting.
     local: Option<Local>,
-    /// Whether the loop may fill the buffer itself: once after each job, so that who reads on and on lets others have
-    /// their turn.
+    /// Whether the loop may fill the buffer itself: once after the opening and after each job, so that who reads on and on
+    /// lets others have their turn.
     may_try: bool,
 }
 
@@ -93,7 +93,7 @@ impl Buffered {
         self.size_hint = size;
     }
 
-    /// Says that the file is a regular one, which is only read, and that a job has just opened it.
+    /// Says that the file is a regular one, which is only read, and that it has just been opened.
     pub fn set_local(&mut self, local: Option<Local>) {
         self.local = local;
         self.may_try = local.is_some();

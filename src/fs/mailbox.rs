@@ -183,21 +183,24 @@ impl Waiting {
                 Ok(value) => return future.call_method1(intern!(py, "set_result"), (value,)).map(drop),
                 Err(error) => error,
             },
-            Err(error) => self.os_error(py, error)?,
+            Err(error) => {
+                let names = [0, 1].map(|at| self.names[at].as_ref().map(|name| name.bind(py)));
+                os_error(py, error, names)?
+            }
         };
         future.call_method1(intern!(py, "set_exception"), (error,))?;
         // A task that is cancelled before it hears of the error is no reason to log it.
         future.call_method0(intern!(py, "exception")).map(drop)
     }
+}
 
-    /// The OSError that the standard library raises: its subclass goes by errno, its text is the C library's.
-    fn os_error(&self, py: Python<'_>, error: sys::Error) -> PyResult<PyErr> {
-        let plain = PyErr::from(error);
-        let (errno, text) = plain.value(py).getattr("args")?.extract::<(i32, String)>()?;
-        Ok(match [0, 1].map(|at| self.names[at].as_ref().map(|name| name.clone_ref(py))) {
-            [None, _] => plain,
-            [Some(name), None] => PyOSError::new_err((errno, text, name)),
-            [Some(name), Some(second)] => PyOSError::new_err((errno, text, name, py.None(), second)),
-        })
-    }
+/// The OSError that the standard library raises: its subclass goes by errno, its text is the C library's.
+pub fn os_error(py: Python<'_>, error: sys::Error, names: [Option<&Bound<'_, PyAny>>; 2]) -> PyResult<PyErr> {
+    let plain = PyErr::from(error);
+    let (errno, text) = plain.value(py).getattr("args")?.extract::<(i32, String)>()?;
+    Ok(match names.map(|name| name.map(|name| name.clone().unbind())) {
+        [None, _] => plain,
+        [Some(name), None] => PyOSError::new_err((errno, text, name)),
+        [Some(name), Some(second)] => PyOSError::new_err((errno, text, name, py.None(), second)),
+    })
 }

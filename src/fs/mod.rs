@@ -9,10 +9,11 @@
 //!
 //! The work is the standard library's and tokio's blocking threads are where it is done. (`tokio::fs::File` is the same
 //! calls on the same threads, with a copy through a buffer of its own and a hop for every call; here a call that the
-//! buffer can answer makes no hop, nor does a small read of what the page cache holds.) A blocking thread never touches
+//! buffer can answer makes no hop, nor does what the kernel has in memory: `at_once`.) A blocking thread never touches
 //! Python: results travel as plain memory, and a batch of them costs one wake-up. The wake-up is a descriptor that the
 //! loop watches, which every asyncio loop can do.
 
+mod at_once;
 mod buffered;
 mod file;
 mod mailbox;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
+pub use at_once::{_open_at_once, _read_at_once, _stat_at_once};
 pub use file::File;
 pub use mailbox::Mailbox;
 

@@ -58,7 +58,7 @@ impl Outcome {
 }
 
 /// An `os.stat_result`, the same as `os.stat` gives.
-fn stat_result<'py>(py: Python<'py>, metadata: &Metadata) -> PyResult<Bound<'py, PyAny>> {
+pub fn stat_result<'py>(py: Python<'py>, metadata: &Metadata) -> PyResult<Bound<'py, PyAny>> {
     static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let class = CLASS.import(py, "os", "stat_result")?;
     let times = [

@@ -18,10 +18,11 @@ use super::mailbox::Mailbox;
 use super::outcome::{Entry, Outcome};
 use crate::runtime::Writing;
 use crate::sys;
+use crate::sys::found;
 use crate::sys::local::Local;
 
 /// A file of at least this size is not read through memory of our own.
-const LARGE: u64 = 128 * 1024;
+pub const LARGE: u64 = 128 * 1024;
 
 fn path(bytes: &[u8]) -> PathBuf {
     std::ffi::OsStr::from_bytes(bytes).into()
@@ -52,7 +53,9 @@ fn options(mode: &str) -> PyResult<OpenOptions> {
 }
 
 fn stat(path: &PathBuf, follow: bool) -> sys::Result<Metadata> {
-    Ok(if follow { fs::metadata(path)? } else { fs::symlink_metadata(path)? })
+    let metadata = if follow { fs::metadata(path)? } else { fs::symlink_metadata(path)? };
+    found::learn(path, follow);
+    Ok(metadata)
 }
 
 fn entry(entry: &fs::DirEntry) -> Entry {
@@ -103,9 +106,11 @@ impl Mailbox {
         let path = self::path(path);
         self.submit(py, future, [Some(name), None], None, move || {
             let (mut file, metadata) = open(OpenOptions::new().read(true), &path)?;
+            let local = metadata.is_file().then(|| Local::of(&file)).flatten();
             if metadata.len() >= LARGE {
                 let mut buffered = Buffered::new(file, true, LARGE as usize);
                 buffered.set_size_hint(metadata.len());
+                buffered.set_local(local);
                 return Ok(Outcome::File(Box::new(buffered)));
             }
             // One byte more than there should be, so that the end shows itself.

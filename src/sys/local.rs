@@ -1,4 +1,8 @@
 //! Files of local file systems, with which some things can be done without waiting for anybody.
+//!
+//! To ask a file system what it is may be to wait for it: fstatfs(2) is a request where a server or a program (FUSE, which
+//! may be the very one that asks) is behind it. So a blocking thread asks, and what it learns is kept under the number of
+//! the mount, which the kernel tells itself ([`found`](super::found)), and never gives to another one.
 
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -12,10 +16,12 @@ mod platform {
     use std::fs::Metadata;
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use std::time::{SystemTime, UNIX_EPOCH};
 
     use super::*;
     use crate::sys::check;
+    use crate::sys::found;
 
     // The kernel's, as the libc crate has them for some C libraries only.
     const NOATIME: u64 = 0x0400;
@@ -23,16 +29,39 @@ mod platform {
 
     const DAY: i64 = 24 * 60 * 60;
 
+    /// What is known of mounts: each has one place, which others may take from it. A number, and in the lowest bits what it
+    /// is. Words, and not a lock, which a fork could leave locked for ever.
+    static MOUNTS: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
+
+    const FOREIGN: u64 = 0;
+    const MEMORY: u64 = 1;
+    const DISK: u64 = 2;
+    const DISK_NOTES_SELDOM: u64 = 3;
+    const DISK_NOTES_ALWAYS: u64 = 4;
+    /// An overlay, whose layers may be anything, and are asked when a file is opened.
+    const LAYERS: u64 = 5;
+
+    fn place_of(mount: u64) -> &'static AtomicU64 {
+        &MOUNTS[(mount % MOUNTS.len() as u64) as usize]
+    }
+
+    fn remembered(mount: u64) -> Option<u64> {
+        let word = place_of(mount).load(Relaxed);
+        (mount != 0 && word >> 3 == mount).then_some(word & 7)
+    }
+
     /// The file is on a disk or in memory of this machine, and nobody else is asked when it is closed. (A file system of
     /// FUSE is a program, which may be the very one that waits; one of the network may take its time.)
-    #[derive(Clone, Copy)]
-    pub struct Local {
-        notes: Notes,
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Local {
+        /// All that there is of the file. It may have been swapped out, as any memory of the program's own.
+        Memory,
+        Disk(Notes),
     }
 
     /// When the file system takes down that a file was read.
-    #[derive(Clone, Copy)]
-    enum Notes {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Notes {
         Never,
         /// Once after each change, and once a day.
         Seldom,
@@ -40,7 +69,12 @@ mod platform {
     }
 
     impl Local {
+        /// Asks the file system, and remembers what it says. On a blocking thread.
         pub fn of(file: &File) -> Option<Self> {
+            let mount = found::mount(file);
+            if mount.is_ok_and(|mount| remembered(mount) == Some(FOREIGN)) {
+                return None;
+            }
             let mut status = MaybeUninit::<libc::statfs64>::uninit();
             // SAFETY: the call writes a statfs64 to the pointer, and says so by 0.
             let status = unsafe {
@@ -49,52 +83,79 @@ mod platform {
                     _ => return None,
                 }
             };
-            let local = matches!(
-                status.f_type,
-                libc::EXT4_SUPER_MAGIC
-                    | libc::XFS_SUPER_MAGIC
-                    | libc::BTRFS_SUPER_MAGIC
-                    | libc::TMPFS_MAGIC
-                    | libc::OVERLAYFS_SUPER_MAGIC
-            );
-            let notes = match status.f_flags as u64 {
-                flags if flags & NOATIME != 0 => Notes::Never,
-                flags if flags & RELATIME != 0 => Notes::Seldom,
-                _ => Notes::Always,
+            let (notes, disk) = match status.f_flags as u64 {
+                flags if flags & NOATIME != 0 => (Notes::Never, DISK),
+                flags if flags & RELATIME != 0 => (Notes::Seldom, DISK_NOTES_SELDOM),
+                _ => (Notes::Always, DISK_NOTES_ALWAYS),
             };
-            local.then_some(Local { notes })
+            let (local, kind) = match status.f_type {
+                libc::TMPFS_MAGIC => (Some(Local::Memory), MEMORY),
+                libc::EXT4_SUPER_MAGIC | libc::XFS_SUPER_MAGIC | libc::BTRFS_SUPER_MAGIC => {
+                    (Some(Local::Disk(notes)), disk)
+                }
+                libc::OVERLAYFS_SUPER_MAGIC => (Some(Local::Disk(notes)), LAYERS),
+                _ => (None, FOREIGN),
+            };
+            if let Ok(mount) = mount {
+                place_of(mount).store(mount << 3 | kind, Relaxed);
+            }
+            local
         }
 
-        /// read(2) of what the page cache holds; an error where that would mean to wait for a disk, or where there is no
-        /// such call. Less than was asked for need not mean the end of the file, nor does 0 (on Linux 5.9 and 5.10).
+        /// What was remembered of a mount, if nobody is asked when a file there is opened.
+        pub fn known(mount: u64) -> Option<Self> {
+            match remembered(mount)? {
+                MEMORY => Some(Local::Memory),
+                DISK => Some(Local::Disk(Notes::Never)),
+                DISK_NOTES_SELDOM => Some(Local::Disk(Notes::Seldom)),
+                DISK_NOTES_ALWAYS => Some(Local::Disk(Notes::Always)),
+                _ => None,
+            }
+        }
+
+        /// Sees to it that something is remembered of the file's mount. On a blocking thread.
+        pub fn learn(file: &File) {
+            if found::mount(file).is_ok_and(|mount| remembered(mount).is_none()) {
+                Self::of(file);
+            }
+        }
+
+        /// read(2) of what is in memory; an error where that would mean to wait for a disk, or where there is no such call.
+        /// Less than was asked for need not mean the end of the file, nor does 0 (on Linux 5.9 and 5.10).
         pub fn read_cached(
             self,
             file: &File,
             metadata: &Metadata,
             memory: &mut [MaybeUninit<u8>],
         ) -> Result<usize> {
-            if self.is_noted(metadata) {
-                return Err(crate::sys::Error { errno: libc::EAGAIN });
-            }
+            let flags = match self {
+                // Which does not know the other.
+                Local::Memory => 0,
+                Local::Disk(notes) if notes.are_due(metadata) => {
+                    return Err(crate::sys::Error { errno: libc::EAGAIN });
+                }
+                Local::Disk(_) => libc::RWF_NOWAIT,
+            };
             let part = libc::iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: memory.len() };
             // Minus one is the file's own position, in two halves where a register is too small for it.
             let (parts, position): (libc::c_long, libc::c_long) = (1, -1);
             // SAFETY: the one part describes `memory`; both are borrowed for the length of the call. (By its number, as
             // the C library's function is younger than the oldest one that wheels are for.)
             let count = unsafe {
-                let (fd, flags) =
-                    (libc::c_long::from(file.as_raw_fd()), libc::c_long::from(libc::RWF_NOWAIT));
+                let (fd, flags) = (libc::c_long::from(file.as_raw_fd()), libc::c_long::from(flags));
                 libc::syscall(libc::SYS_preadv2, fd, &part, parts, position, position, flags)
             };
             check(count as isize)
         }
+    }
 
+    impl Notes {
         /// Whether a read is taken down now: the kernel may wait for the disk's journal then, come what may.
-        fn is_noted(self, metadata: &Metadata) -> bool {
+        fn are_due(self, metadata: &Metadata) -> bool {
             let read = (metadata.atime(), metadata.atime_nsec());
             let written = (metadata.mtime(), metadata.mtime_nsec());
             let changed = (metadata.ctime(), metadata.ctime_nsec());
-            match self.notes {
+            match self {
                 Notes::Never => false,
                 Notes::Always => true,
                 Notes::Seldom => {
@@ -114,7 +175,7 @@ mod platform {
     use crate::sys::Error;
 
     /// Nobody says so here.
-    #[derive(Clone, Copy)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Local {}
 
     impl Local {
@@ -122,8 +183,35 @@ mod platform {
             None
         }
 
+        pub fn known(_mount: u64) -> Option<Self> {
+            None
+        }
+
+        pub fn learn(_file: &File) {}
+
         pub fn read_cached(self, _: &File, _: &Metadata, _: &mut [MaybeUninit<u8>]) -> Result<usize> {
             Err(Error { errno: libc::ENOSYS })
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::sys::found;
+
+    #[test]
+    fn what_a_mount_is_has_to_be_learnt() {
+        let (here, proc) = (File::open(".").unwrap(), File::open("/proc").unwrap());
+        let Ok(mount) = found::mount(&here) else { return };
+        Local::learn(&here);
+        let local = Local::of(&here);
+        // An overlay is no more than local.
+        assert!(Local::known(mount) == local || Local::known(mount).is_none());
+        assert_eq!(Local::of(&proc), None);
+        assert_eq!(Local::known(found::mount(&proc).unwrap()), None);
+        // Another one with the same place.
+        assert_eq!(Local::known(mount + 64), None);
+        assert_eq!(Local::known(0), None);
     }
 }

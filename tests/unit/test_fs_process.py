@@ -248,7 +248,7 @@ loop.run_until_complete(use())
 
 async def busy():
     for _ in range(200):
-        await fs.exists(path)
+        await fs.listdir(folder)
 
 pid = os.fork()
 if pid == 0:
@@ -319,8 +319,7 @@ async def main():
         size = int(statm.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + 1_000_000, hard))
     try:
-        await fs.exists(path)
-        await fs.stat(path)
+        await fs.listdir(folder)
     except (OSError, MemoryError) as error:
         print(type(error).__name__)
     finally:

@@ -7,7 +7,8 @@
 
 Names and interface are those of aiofiles and aiofiles.os; signatures, results and exceptions are the standard
 library's. It works on every asyncio loop. The disk is used by threads that have nothing to do with the
-interpreter; what the buffer can answer, or take, is done at once.
+interpreter; what the buffer can answer, or take, is done at once, and so is what the kernel has in memory of
+small local files.
 """
 
 from ._binary import BinaryFile, BufferedFile, RawFile

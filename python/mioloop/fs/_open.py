@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 from .. import _core
+from . import _at_once
 from ._binary import BinaryFile, BufferedFile, RawFile
 from ._mailbox import ask
 from ._paths import encode
@@ -286,7 +287,10 @@ async def _open_core(
         raise ValueError("Cannot use closefd=False with file name")
     if opener is None:
         sys.audit("open", name, mode.raw, mode.flags)
-        file: _core.File = await ask(_core.Mailbox.open, encode(name), name, mode.raw, buffering)
+        path = encode(name)
+        file = _at_once.open(path, name, buffering) if mode.raw == "r" else None
+        if file is None:
+            file = await ask(_core.Mailbox.open, path, name, mode.raw, buffering)
         return file
     fd = await asyncio.get_running_loop().run_in_executor(None, opener, name, mode.flags)
     if not isinstance(fd, int):

@@ -1,7 +1,7 @@
 """What is done with paths: `os`, `os.path` and `pathlib`, awaited.
 
-The frequent ones are jobs of the core, without the interpreter. The others are the standard library's own
-functions on the loop's default executor.
+The frequent ones are jobs of the core, without the interpreter, or done at once. The others are the standard
+library's own functions on the loop's default executor.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, AnyStr, Generic, ParamSpec, Self, TypeVar
 
 from .._core import File, Mailbox
+from . import _at_once
 from ._binary import BufferedFile
 from ._mailbox import ask
 from ._text import TextFormat
@@ -54,13 +55,15 @@ async def read_bytes(path: StrOrBytesPath) -> bytes:
     """Return what is in a file. Raises OSError as `open` does."""
     name = os.fspath(path)
     sys.audit("open", name, "r", os.O_RDONLY | os.O_CLOEXEC)
-    result = await ask(Mailbox.read_bytes, encode(name), name)
+    encoded = encode(name)
+    result = _at_once.read(encoded, name)
+    if result is None:
+        result = await ask(Mailbox.read_bytes, encoded, name)
     if isinstance(result, File):
-        # It is large: into its final place at once.
+        # It is large, or not in memory: into its final place at once.
         async with BufferedFile(result, name, "rb", True, False) as file:
             return await file.read()
-    data: bytes = result
-    return data
+    return result
 
 
 async def read_text(
@@ -118,7 +121,10 @@ async def stat(
     if dir_fd is not None or isinstance(path, int):
         return await _stat_elsewhere(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
     name = os.fspath(path)
-    result: os.stat_result = await ask(Mailbox.stat, encode(name), name, follow_symlinks)
+    encoded = encode(name)
+    result = _at_once.stat(encoded, name, follow_symlinks)
+    if result is None:
+        result = await ask(Mailbox.stat, encoded, name, follow_symlinks)
     return result
 
 

@@ -1,0 +1,33 @@
+"""What the loop's thread does itself, as the kernel has it all in memory: see `src/fs/at_once.rs`.
+
+Each function gives None where it can't; a blocking thread does it then.
+"""
+
+from __future__ import annotations
+
+from asyncio import get_running_loop
+from os import stat_result
+
+from .. import _core
+
+enabled = True
+"""For tests: what the threads do must not differ."""
+
+
+def open(path: bytes, name: str | bytes, buffering: int) -> _core.File | None:
+    """Opens a file for reading."""
+    # As with a thread: an error outside of a loop.
+    get_running_loop()
+    return _core._open_at_once(path, name, buffering) if enabled else None
+
+
+def read(path: bytes, name: str | bytes) -> bytes | _core.File | None:
+    """Reads a whole file; the result is the file, opened, if there is more to be done."""
+    get_running_loop()
+    return _core._read_at_once(path, name) if enabled else None
+
+
+def stat(path: bytes, name: str | bytes, follow_symlinks: bool) -> stat_result | None:
+    """The status of a file."""
+    get_running_loop()
+    return _core._stat_at_once(path, name, follow_symlinks) if enabled else None
