@@ -2,8 +2,10 @@
 //!
 //! A binary heap of small keys orders the timers; what each timer holds lives in a slab beside it. Cancelling takes
 //! the value out of the slab at once and leaves the key behind as a tombstone, because finding it in the heap would
-//! cost a search. Tombstones fall out when they reach the top, and all of them are swept when they outnumber the
-//! living, so timers that are always cancelled early (the usual fate of a timeout) do not let the heap grow.
+//! cost a search. Tombstones fall out when their time has come, and all of them are swept when they outnumber the
+//! living, so timers that are always cancelled early (the usual fate of a timeout) do not let the heap grow. To take
+//! one out from the top costs a walk through the heap, to sweep it next to nothing: so nobody looks for the earliest
+//! living timer as long as it is enough to know that none is due.
 //!
 //! Equal deadlines fire in the order in which they were added. asyncio's own heap does not promise that.
 
@@ -14,6 +16,14 @@ use slab::Slab;
 
 /// Below this many tombstones a sweep costs more than it frees.
 const MIN_TOMBSTONES: usize = 64;
+
+/// A tombstone may wake a sleeper that sleeps this long, in seconds.
+const LONG_SLEEP: f64 = 1.0;
+
+/// New timers are noted one by one until they are so many, or this part of all places: then a look through all places
+/// costs no more than their adding did.
+const MIN_NOTED: usize = 64;
+const NOTED_PART: usize = 8;
 
 /// Names one timer for as long as it is in the queue, and nothing after that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,11 +63,21 @@ pub struct TimerQueue<T> {
     heap: BinaryHeap<Entry>,
     live: Slab<(u64, T)>,
     next_sequence: u64,
+    /// The first number that was given after the last `mark`.
+    marked: u64,
+    /// What was added since; `None` if that is too much to be noted.
+    noted: Option<Vec<TimerKey>>,
 }
 
 impl<T> TimerQueue<T> {
     pub fn new() -> Self {
-        TimerQueue { heap: BinaryHeap::new(), live: Slab::new(), next_sequence: 0 }
+        TimerQueue {
+            heap: BinaryHeap::new(),
+            live: Slab::new(),
+            next_sequence: 0,
+            marked: 0,
+            noted: Some(Vec::new()),
+        }
     }
 
     /// Adds a timer. A deadline that is not a number counts as long past, as it does in asyncio, where every
@@ -68,6 +88,7 @@ impl<T> TimerQueue<T> {
         let deadline = if deadline.is_nan() { f64::NEG_INFINITY } else { deadline };
         let key = TimerKey { slot: self.live.insert((sequence, value)), sequence };
         self.heap.push(Entry { deadline, key });
+        self.note(key);
         key
     }
 
@@ -78,37 +99,95 @@ impl<T> TimerQueue<T> {
         }
         let (_, value) = self.live.remove(key.slot);
         let tombstones = self.heap.len() - self.live.len();
-        if tombstones > MIN_TOMBSTONES && tombstones > self.live.len() {
-            let live = &self.live;
-            self.heap.retain(|entry| is_live(live, entry.key));
-            self.heap.shrink_to(2 * self.live.len());
+        if self.live.is_empty() {
+            self.heap.clear();
+        } else if tombstones > MIN_TOMBSTONES && tombstones > self.live.len() {
+            self.sweep();
         }
         Some(value)
     }
 
-    /// The earliest deadline still to come.
-    pub fn next_deadline(&mut self) -> Option<f64> {
-        while let Some(entry) = self.heap.peek() {
-            if self.is_live(entry.key) {
-                return Some(entry.deadline);
-            }
-            self.heap.pop();
+    #[cold]
+    fn sweep(&mut self) {
+        let live = &self.live;
+        self.heap.retain(|entry| is_live(live, entry.key));
+        // Not to what it needs now, or as many timers as were just swept would let it grow again.
+        if self.heap.capacity() / 4 > self.live.len() {
+            self.heap.shrink_to(2 * self.live.len());
         }
-        None
+    }
+
+    /// No timer is due before this. (That at this time was perhaps cancelled.)
+    pub fn none_before(&self) -> Option<f64> {
+        self.heap.peek().map(|entry| entry.deadline)
+    }
+
+    /// Until when somebody can sleep: to the earliest deadline, or for a while.
+    pub fn sleep_until(&mut self, now: f64) -> Option<f64> {
+        self.drop_tombstones(now + LONG_SLEEP);
+        self.none_before()
     }
 
     /// Takes the earliest timer whose deadline lies before `end`.
     pub fn pop_before(&mut self, end: f64) -> Option<T> {
-        if self.next_deadline()? >= end {
+        self.drop_tombstones(end);
+        if self.none_before()? >= end {
             return None;
         }
         let entry = self.heap.pop()?;
-        Some(self.live.remove(entry.key.slot).1)
+        let (_, value) = self.live.remove(entry.key.slot);
+        if self.live.is_empty() {
+            self.heap.clear();
+        }
+        Some(value)
+    }
+
+    /// Afterwards the first key is a living one's, or its time is not before `end`.
+    fn drop_tombstones(&mut self, end: f64) {
+        while let Some(entry) = self.heap.peek()
+            && entry.deadline < end
+            && !self.is_live(entry.key)
+        {
+            self.heap.pop();
+        }
     }
 
     /// The values still waiting, in no order.
     pub fn values(&self) -> impl Iterator<Item = &T> {
         self.live.iter().map(|(_, (_, value))| value)
+    }
+
+    /// Begins a new time for `for_each_since_mark`.
+    pub fn mark(&mut self) {
+        self.marked = self.next_sequence;
+        self.noted.get_or_insert_default().clear();
+    }
+
+    /// Calls for all values still waiting that were added since the last `mark`. However many others there are, it
+    /// costs no more than a fixed multiple of what adding these did.
+    pub fn for_each_since_mark(&self, mut visit: impl FnMut(&T)) {
+        match &self.noted {
+            Some(noted) => {
+                let waiting = noted.iter().filter_map(|key| {
+                    self.live.get(key.slot).filter(|(sequence, _)| *sequence == key.sequence)
+                });
+                waiting.for_each(|(_, value)| visit(value));
+            }
+            None => {
+                let waiting = self.live.iter().filter(|(_, (sequence, _))| *sequence >= self.marked);
+                waiting.for_each(|(_, (_, value))| visit(value));
+            }
+        }
+    }
+
+    fn note(&mut self, key: TimerKey) {
+        if let Some(noted) = &mut self.noted {
+            if noted.len() < MIN_NOTED + self.live.capacity() / NOTED_PART {
+                noted.push(key);
+            } else {
+                self.noted = None;
+            }
+        }
     }
 
     fn is_live(&self, key: TimerKey) -> bool {
@@ -170,7 +249,9 @@ mod tests {
                         prop_assert_eq!(fired, due);
                     }
                 }
-                prop_assert_eq!(queue.next_deadline(), model.iter().map(|t| f64::from(t.0)).reduce(f64::min));
+                let earliest = model.iter().map(|t| f64::from(t.0)).reduce(f64::min);
+                prop_assert!(queue.none_before().is_some() == earliest.is_some() && queue.none_before() <= earliest);
+                prop_assert_eq!(queue.sleep_until(256.0), earliest);
                 prop_assert_eq!(queue.values().count(), model.len());
             }
         }
@@ -196,6 +277,6 @@ mod tests {
         assert_eq!(queue.pop_before(1.0), Some("not a number"));
         assert_eq!(queue.pop_before(1.0), Some("now"));
         assert_eq!(queue.pop_before(f64::MAX), None);
-        assert_eq!(queue.next_deadline(), Some(f64::INFINITY));
+        assert_eq!(queue.none_before(), Some(f64::INFINITY));
     }
 }

@@ -98,7 +98,7 @@ impl Handle {
     ) -> PyResult<Bound<'py, Handle>> {
         let blank = Self::make(event_loop, callback, arguments, context)?;
         // Asked now, when no other code runs before the handle is in the queue.
-        if event_loop.get().keeps_ready_alive(event_loop.py()) {
+        if event_loop.get().keeps_queued_alive(event_loop.py()) {
             return Ok(blank.publish_untracked());
         }
         let handle = blank.publish();
