@@ -61,7 +61,11 @@ impl TimerHandle {
         let py = event_loop.py();
         let parts = Parts::new(event_loop, callback, arguments, context)?;
         let blank = Blank::<TimerHandle>::new(py)?;
-        parts.fill(blank.get().as_super().get());
+        let handle = blank.get().as_super().get();
+        parts.fill(handle);
+        if context.is_none() {
+            handle.drop_empty_context(py);
+        }
         let timer = blank.get().get();
         timer.when.set(py, when);
         if let Some(given) = given {
