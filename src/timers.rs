@@ -9,7 +9,7 @@
 //!
 //! Equal deadlines fire in the order in which they were added. asyncio's own heap does not promise that.
 
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
 use slab::Slab;
@@ -25,6 +25,10 @@ const LONG_SLEEP: f64 = 1.0;
 const MIN_NOTED: usize = 64;
 const NOTED_PART: usize = 8;
 
+/// So many timers, or this part of all, are taken from the heap one by one.
+const MIN_SORTED: usize = 64;
+const SORTED_PART: usize = 32;
+
 /// Names one timer for as long as it is in the queue, and nothing after that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimerKey {
@@ -32,6 +36,7 @@ pub struct TimerKey {
     sequence: u64,
 }
 
+#[derive(Clone, Copy)]
 struct Entry {
     deadline: f64,
     key: TimerKey,
@@ -140,6 +145,35 @@ impl<T> TimerQueue<T> {
             self.heap.clear();
         }
         Some(value)
+    }
+
+    /// Hands over all timers whose deadlines lie before `end`, in order.
+    ///
+    /// If they are a good part of all, it is cheaper to sort them than to take each from the top of the heap.
+    pub fn take_before(&mut self, end: f64, mut take: impl FnMut(T)) {
+        for _ in 0..MIN_SORTED + self.heap.len() / SORTED_PART {
+            match self.pop_before(end) {
+                Some(value) => take(value),
+                None => return,
+            }
+        }
+        let mut due = Vec::new();
+        self.heap.retain(|entry| {
+            let waits = entry.deadline >= end;
+            if !waits {
+                due.push(Reverse(*entry));
+            }
+            waits
+        });
+        due.sort_unstable();
+        for Reverse(Entry { key, .. }) in due {
+            if self.is_live(key) {
+                take(self.live.remove(key.slot).1);
+            }
+        }
+        if self.live.is_empty() {
+            self.heap.clear();
+        }
     }
 
     /// Afterwards the first key is a living one's, or its time is not before `end`.

@@ -259,10 +259,10 @@ impl EventLoop {
         }
         let end = clock.read() + CLOCK_RESOLUTION;
         let mut ready = self.ready.borrow_mut(py);
-        while let Some(timer) = timers.pop_before(end) {
+        timers.take_before(end, |timer| {
             timer.get().set_key(py, None);
             ready.push_back(Ready::Call(timer.into_bound(py).into_super().unbind()));
-        }
+        });
     }
 
     /// An error from here leaves the loop.
