@@ -243,6 +243,10 @@ mod tests {
         Insert(u8),
         Cancel(usize),
         Advance(u8),
+        /// The same, one by one.
+        Pop(u8),
+        Sleep(u8),
+        Mark,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -250,8 +254,15 @@ mod tests {
             4 => any::<u8>().prop_map(Step::Insert),
             3 => any::<usize>().prop_map(Step::Cancel),
             1 => any::<u8>().prop_map(Step::Advance),
+            1 => any::<u8>().prop_map(Step::Pop),
         ];
-        prop::collection::vec(step, 0..600)
+        let rare = prop_oneof![
+            4 => any::<u8>().prop_map(Step::Sleep),
+            1 => Just(Step::Mark),
+            1 => Just(Step::Advance(u8::MAX)),
+        ];
+        let step = prop_oneof![100 => step, 6 => rare];
+        prop::collection::vec(step, 0..1500)
     }
 
     proptest! {
@@ -261,6 +272,7 @@ mod tests {
             let mut queue = TimerQueue::new();
             let mut model: Vec<(u8, usize)> = Vec::new();
             let mut keys = Vec::new();
+            let mut marked = 0;
             for (number, step) in steps.into_iter().enumerate() {
                 match step {
                     Step::Insert(deadline) => {
@@ -274,19 +286,36 @@ mod tests {
                         prop_assert_eq!(queue.cancel(key), None);
                     }
                     Step::Cancel(_) => {}
-                    Step::Advance(end) => {
+                    Step::Sleep(now) => {
+                        let earliest = model.iter().map(|t| f64::from(t.0)).reduce(f64::min);
+                        let until = queue.sleep_until(f64::from(now));
+                        prop_assert!(until == earliest || until.is_some_and(|u| u >= f64::from(now) + LONG_SLEEP));
+                    }
+                    Step::Mark => {
+                        queue.mark();
+                        marked = number;
+                    }
+                    Step::Advance(end) | Step::Pop(end) => {
                         model.sort_by_key(|&(deadline, _)| deadline);
                         let due: Vec<usize> = model.iter().filter(|t| t.0 < end).map(|t| t.1).collect();
                         model.retain(|t| t.0 >= end);
-                        let fired: Vec<usize> =
-                            std::iter::from_fn(|| queue.pop_before(f64::from(end))).collect();
+                        let mut fired = Vec::new();
+                        match step {
+                            Step::Pop(_) => fired.extend(std::iter::from_fn(|| queue.pop_before(f64::from(end)))),
+                            _ => queue.take_before(f64::from(end), |value| fired.push(value)),
+                        }
                         prop_assert_eq!(fired, due);
                     }
                 }
                 let earliest = model.iter().map(|t| f64::from(t.0)).reduce(f64::min);
                 prop_assert!(queue.none_before().is_some() == earliest.is_some() && queue.none_before() <= earliest);
-                prop_assert_eq!(queue.sleep_until(256.0), earliest);
                 prop_assert_eq!(queue.values().count(), model.len());
+                let mut since = Vec::new();
+                queue.for_each_since_mark(|&value| since.push(value));
+                since.sort_unstable();
+                let mut expected: Vec<usize> = model.iter().map(|t| t.1).filter(|&n| n >= marked).collect();
+                expected.sort_unstable();
+                prop_assert_eq!(since, expected);
             }
         }
     }
@@ -300,6 +329,65 @@ mod tests {
         }
         assert!(queue.heap.len() <= MIN_TOMBSTONES + 1);
         assert!(queue.heap.capacity() <= 4 * MIN_TOMBSTONES);
+    }
+
+    #[test]
+    fn many_that_are_due_at_once_come_in_order() {
+        let mut queue = TimerQueue::new();
+        let deadlines = (0..10_000_u32).map(|number| (number * 7919 % 5000, number));
+        let keys: Vec<_> = deadlines.clone().map(|timer| queue.insert(f64::from(timer.0), timer)).collect();
+        for key in keys.iter().step_by(3) {
+            queue.cancel(*key);
+        }
+        let mut expected: Vec<_> = deadlines.filter(|timer| timer.1 % 3 != 0).collect();
+        expected.sort_unstable();
+        let mut taken = Vec::new();
+        for end in [3000.0, 3000.0, 4999.0, 1e9] {
+            queue.take_before(end, |timer| taken.push(timer));
+            assert!(taken.iter().all(|timer| f64::from(timer.0) < end));
+            assert!(queue.values().all(|timer| f64::from(timer.0) >= end));
+        }
+        assert_eq!(taken, expected);
+        assert!(queue.heap.is_empty());
+    }
+
+    #[test]
+    fn a_million_others_are_not_looked_at_for_a_few_new_ones() {
+        let mut queue = TimerQueue::new();
+        for number in 0..1_000_000 {
+            queue.insert(1e9, number);
+        }
+        queue.mark();
+        let keys: Vec<_> = (0..1000).map(|number| queue.insert(1e9, 2_000_000 + number)).collect();
+        for key in &keys[1..] {
+            queue.cancel(*key);
+        }
+        let mut since = Vec::new();
+        queue.for_each_since_mark(|&value| since.push(value));
+        assert_eq!(since, [2_000_000]);
+        assert_eq!(queue.noted.as_ref().map(Vec::len), Some(1000));
+    }
+
+    #[test]
+    fn a_sleeper_is_not_woken_for_what_was_cancelled_but_once_in_a_while() {
+        let mut queue = TimerQueue::new();
+        queue.insert(100.0, 0);
+        let keys: Vec<_> = (1..60).map(|number| queue.insert(f64::from(number) / 10.0, number)).collect();
+        for key in keys {
+            queue.cancel(key);
+        }
+        let mut now = 0.0;
+        let mut wakes = 0;
+        while let Some(until) = queue.sleep_until(now)
+            && until < 100.0
+        {
+            assert!(until >= now + LONG_SLEEP);
+            queue.take_before(until, |_| panic!("nothing is due"));
+            now = until;
+            wakes += 1;
+        }
+        assert!(wakes <= 6);
+        assert_eq!(queue.heap.len(), 1);
     }
 
     #[test]

@@ -434,7 +434,10 @@ impl EventLoop {
             }
         }
         self.task_factory.traverse(visit)?;
-        if let Ok(timers) = self.timers.borrow_for_traverse() {
+        // While the loop runs, its timers are surely alive, and may be many: what the collector is not told of, it keeps.
+        if (!self.in_run.get_for_traverse() || self.debug.get_for_traverse())
+            && let Ok(timers) = self.timers.borrow_for_traverse()
+        {
             for timer in timers.values() {
                 visit.call(timer)?;
             }
