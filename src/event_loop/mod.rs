@@ -139,8 +139,9 @@ impl EventLoop {
         self.debug.get(py)
     }
 
-    /// Whether handles that are queued now are surely alive until they have run. (Debug mode hands them out earlier.)
-    pub fn keeps_ready_alive(&self, py: Python<'_>) -> bool {
+    /// Whether handles that are queued now are surely alive until they have run or are cancelled. (Debug mode hands them
+    /// out earlier.)
+    pub fn keeps_queued_alive(&self, py: Python<'_>) -> bool {
         self.in_run.get(py) && !self.is_debug(py)
     }
 
@@ -163,6 +164,9 @@ impl EventLoop {
 
     /// Lets go of all that the loop holds. The parts are dropped outside the borrows: that may run Python code.
     fn let_go(&self, py: Python<'_>) {
+        if self.in_run.get(py) {
+            self.leave_run(py);
+        }
         let incoming = self.take_incoming();
         let ready = self.ready.replace(py, VecDeque::new());
         let timers = self.timers.replace(py, TimerQueue::new());
@@ -430,7 +434,10 @@ impl EventLoop {
             }
         }
         self.task_factory.traverse(visit)?;
-        if let Ok(timers) = self.timers.borrow_for_traverse() {
+        // While the loop runs, its timers are surely alive, and may be many: what the collector is not told of, it keeps.
+        if (!self.in_run.get_for_traverse() || self.debug.get_for_traverse())
+            && let Ok(timers) = self.timers.borrow_for_traverse()
+        {
             for timer in timers.values() {
                 visit.call(timer)?;
             }

@@ -98,7 +98,7 @@ impl Handle {
     ) -> PyResult<Bound<'py, Handle>> {
         let blank = Self::make(event_loop, callback, arguments, context)?;
         // Asked now, when no other code runs before the handle is in the queue.
-        if event_loop.get().keeps_ready_alive(event_loop.py()) {
+        if event_loop.get().keeps_queued_alive(event_loop.py()) {
             return Ok(blank.publish_untracked());
         }
         let handle = blank.publish();
@@ -117,8 +117,8 @@ impl Handle {
     ) -> PyResult<Bound<'py, Handle>> {
         let handle = Self::create_ready(event_loop, callback, arguments, context)?;
         let this = handle.get();
-        if context.is_none() && this.context.get(event_loop.py()).is_some_and(|context| is_empty(&context)) {
-            drop(this.context.take(event_loop.py()));
+        if context.is_none() {
+            this.drop_empty_context(event_loop.py());
         }
         this.guard(event_loop.py())?;
         Ok(handle)
@@ -156,6 +156,16 @@ impl Handle {
             running_in: AtomicU64::new(NO_THREAD),
             source_traceback: Slot::empty(),
             repr: Slot::empty(),
+        }
+    }
+
+    /// A context without variables need not be there before the call is.
+    #[inline]
+    fn drop_empty_context(&self, py: Python<'_>) {
+        if let Some(context) = self.context.take(py)
+            && !is_empty(&context)
+        {
+            self.context.fill(context);
         }
     }
 

@@ -10,7 +10,7 @@ use pyo3::{PyClassInitializer, ffi};
 use super::{Handle, Parts};
 use crate::event_loop::EventLoop;
 use crate::py::{
-    Asyncio, AttachedValue, Blank, Function, Pool, Recycled, Slot, add_method, enter_plain, recycle,
+    Asyncio, AttachedValue, Blank, Function, Pool, Recycled, Slot, add_method, enter_plain, recycle, track,
 };
 use crate::timers::TimerKey;
 
@@ -48,7 +48,7 @@ impl Recycled for TimerHandle {
 }
 
 impl TimerHandle {
-    /// As `Handle::create`. `given`: the time as it was given, if that was no float.
+    /// As `Handle::create_ready`. `given`: the time as it was given, if that was no float.
     #[inline]
     pub fn create<'py>(
         event_loop: &Bound<'py, EventLoop>,
@@ -61,11 +61,19 @@ impl TimerHandle {
         let py = event_loop.py();
         let parts = Parts::new(event_loop, callback, arguments, context)?;
         let blank = Blank::<TimerHandle>::new(py)?;
-        parts.fill(blank.get().as_super().get());
+        let handle = blank.get().as_super().get();
+        parts.fill(handle);
+        if context.is_none() {
+            handle.drop_empty_context(py);
+        }
         let timer = blank.get().get();
         timer.when.set(py, when);
         if let Some(given) = given {
             timer.given.fill(given.clone());
+        }
+        // Asked now, when no other code runs before the timer is in the queue.
+        if event_loop.get().keeps_queued_alive(py) {
+            return Ok(blank.publish_untracked());
         }
         let timer = blank.publish();
         timer.as_super().get().trace_origin(event_loop)?;
@@ -80,6 +88,8 @@ impl TimerHandle {
         let (py, this, handle) = (slf.py(), slf.get(), slf.as_super().get());
         if let Some(key) = this.key.replace(py, None) {
             handle.event_loop(py).get().cancel_timer(py, key);
+            // The caller has it, and its context may refer to whom he belongs to.
+            track(slf);
         }
         handle.cancel_with(py, "TimerHandle", || this.when(py).str().ok().map(|when| when.to_string()))
     }

@@ -77,6 +77,11 @@ impl<T: Copy> AttachedValue<T> {
         self.0.get()
     }
 
+    /// As `AttachedCell::borrow_for_traverse`.
+    pub fn get_for_traverse(&self) -> T {
+        self.0.get()
+    }
+
     pub fn set(&self, _py: Python<'_>, value: T) {
         self.0.set(value);
     }

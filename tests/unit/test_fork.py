@@ -547,6 +547,7 @@ def test_a_fork_in_a_thread_while_a_callback_runs(
         assert gc.is_tracked(loop.call_soon_threadsafe(print))
         loop._thread_id = None  # type: ignore[attr-defined]
         assert gc.is_tracked(loop.call_soon(print))
+        assert gc.is_tracked(loop.call_later(60, print))
         # Secure connections know how many records there were, so only one process can use one.
         if not secure:
             transport.write(b"child, ")
