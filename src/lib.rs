@@ -53,7 +53,7 @@ mod _core {
         crate::handle::prepare_classes(module.py())?;
         crate::py::install_send::<SocketOperation>(module.py())?;
         crate::py::install_send::<Connection>(module.py())?;
-        crate::py::install_send::<Lookup>(module.py())
+        crate::resolver::prepare_class(module.py())
     }
 }
 

@@ -2,11 +2,12 @@
 //!
 //! The standard library's results come from the C library. So do ours: the same calls with the same arguments, and only
 //! the way around them is shorter. An address in digits needs no network and no file, and is answered before anybody
-//! waits. A name is looked up by a thread of the loop's own (see `threads`). Whatever this can't be sure to do just as
-//! `socket.getaddrinfo` would (odd arguments, debug mode with its log, a program that has put a function of its own in
+//! waits, most often from what is known of the C library's answers (see `digits`). A name is looked up by a thread of the
+//! loop's own (see `threads`). Whatever this can't be sure to do just as `socket.getaddrinfo` would (odd arguments, debug mode with its log, a program that has put a function of its own in
 //! the place of the standard library's, or an executor of its own under the loop) goes the standard library's way.
 
 mod convert;
+mod digits;
 mod lookup;
 mod request;
 mod service;
@@ -24,7 +25,7 @@ use pyo3::types::{PyDict, PyFunction, PyModule, PyTuple, PyType};
 use crate::event_loop::EventLoop;
 use crate::sys::names::Hints;
 
-pub use lookup::Lookup;
+pub use lookup::{Lookup, prepare_class};
 pub use service::{NameService, after_fork};
 
 /// What the resolver uses of the standard library, looked up once.
