@@ -13,7 +13,7 @@ use super::request::{self, Answer, Request};
 use super::service::NameService;
 use crate::event_loop::EventLoop;
 use crate::py::{
-    AttachedCell, Awaitable, Blank, Pool, Recycled, Step, attached, audit, coroutine_methods, install_send,
+    AttachedCell, Awaitable, Blank, Pool, Recycled, Step, attached, audit, coroutine_methods, install_slots,
     recycle,
 };
 use crate::sys::names::Hints;
@@ -187,7 +187,7 @@ coroutine_methods!(Lookup);
 
 /// Makes the class ready for use.
 pub fn prepare_class(py: Python<'_>) -> PyResult<()> {
-    install_send::<Lookup>(py)?;
+    install_slots::<Lookup>(py)?;
     recycle::<Lookup>(py);
     Ok(())
 }

@@ -190,7 +190,8 @@ def test_the_c_library_is_asked_once(loop: asyncio.AbstractEventLoop) -> None:
         [*_, last] = run(loop, loop.getaddrinfo(host, 80, **options))
         return last[4][0] is host
 
-    for number, options in enumerate([{}, {"type": socket.SOCK_DGRAM}, {"flags": socket.AI_PASSIVE}]):
+    hints: list[dict[str, Any]] = [{}, {"type": socket.SOCK_DGRAM}, {"flags": socket.AI_PASSIVE}]
+    for number, options in enumerate(hints):
         is_made_of_the_question("198.51.100.1", **options)
         assert is_made_of_the_question(f"198.51.100.{number}", **options)
     # More sets of hints than are remembered, and one that was forgotten.
@@ -198,6 +199,61 @@ def test_the_c_library_is_asked_once(loop: asyncio.AbstractEventLoop) -> None:
         compare(loop, "198.51.100.1", None, type=socket.SOCK_RAW, proto=proto)
     assert not is_made_of_the_question("198.51.100.2")
     assert is_made_of_the_question("198.51.100.3")
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        ((), {}),
+        (("127.0.0.1",), {}),
+        (("127.0.0.1", 80, 2), {}),
+        (("127.0.0.1", 80), {"host": "127.0.0.1"}),
+        (("127.0.0.1", 80), {"nonesuch": 1}),
+        ((), {"host": "127.0.0.1", "port": 80}),
+        (("127.0.0.1",), {"type": 1, "port": 80}),
+        (("127.0.0.1",), {"port": 80, "family": "2"}),
+        (("127.0.0.1", 80), {"type": None}),
+        (("127.0.0.1", 80), {"proto": 6.0}),
+        # Not the interpreter's own string of that name.
+        (("127.0.0.1", 80), {"".join(["ty", "pe"]): socket.SOCK_DGRAM}),
+    ],
+)
+def test_arguments_as_asyncio_takes_them(
+    loop: asyncio.AbstractEventLoop, args: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    plain = asyncio.SelectorEventLoop()
+
+    async def look_up(of: Any) -> Any:
+        return await of.getaddrinfo(*args, **options)
+
+    expected = outcome(lambda: plain.run_until_complete(look_up(plain)))
+    plain.run_until_complete(plain.shutdown_default_executor())
+    plain.close()
+    assert outcome(lambda: run(loop, look_up(loop))) == expected
+
+
+def test_results_by_await_and_by_send(loop: asyncio.AbstractEventLoop) -> None:
+    """A tuple is one result, not the arguments of a StopIteration."""
+    address, flags = ("127.0.0.1", 80), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+
+    async def main() -> Any:
+        return await loop.getnameinfo(address, flags), await loop.getaddrinfo(*address)
+
+    assert run(loop, main()) == (("127.0.0.1", "80"), socket.getaddrinfo(*address))
+
+
+@pytest.mark.normal_mode
+@pytest.mark.mioloop_only(reason="asyncio's waits for a thread")
+@pytest.mark.parametrize("step", [next, lambda lookup: lookup.send(None), lambda lookup: lookup.__next__()])
+def test_the_end_of_a_look_up(loop: asyncio.AbstractEventLoop, step: Callable[[Any], Any]) -> None:
+    name: Any = loop.getnameinfo(("127.0.0.1", 80), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+    assert iter(name) is name
+    assert name.__await__() is name
+    with pytest.raises(StopIteration) as stopped:
+        step(name)
+    assert stopped.value.value == ("127.0.0.1", "80")
+    with pytest.raises(RuntimeError, match="^cannot reuse already awaited"):
+        step(name)
 
 
 def test_a_list_is_the_callers_own(loop: asyncio.AbstractEventLoop) -> None:

@@ -19,7 +19,7 @@ use pyo3::types::{PyBytes, PyTuple, PyType};
 use super::attributes::Attributes;
 use super::class::Classes;
 use super::{reader, writer};
-use crate::py::AttachedCell;
+use crate::py::{AttachedCell, stop_iteration};
 
 /// What is to be done, with its arguments.
 #[derive(Clone, Copy)]
@@ -363,7 +363,7 @@ impl StreamOperation {
             Sent::Yielded(future) => Ok(Some(future)),
             // The end of an iterator without an exception stands for None.
             Sent::Returned(result) if result.is_none() => Ok(None),
-            Sent::Returned(result) => Err(PyStopIteration::new_err((result.unbind(),))),
+            Sent::Returned(result) => Err(stop_iteration(result)),
         }
     }
 
@@ -459,7 +459,7 @@ impl StreamOperation {
     fn outcome<'py>(slf: &Bound<'py, Self>, by: Resumption<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
         match Self::resume(slf, by)? {
             Sent::Yielded(future) => Ok(future),
-            Sent::Returned(result) => Err(PyStopIteration::new_err((result.unbind(),))),
+            Sent::Returned(result) => Err(stop_iteration(result)),
         }
     }
 
