@@ -16,7 +16,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple, PyType};
 
-use super::attributes::Attributes;
+use super::attributes::{Attributes, attribute};
 use super::class::Classes;
 use super::{reader, writer};
 use crate::py::{AttachedCell, stop_iteration};
@@ -244,7 +244,12 @@ impl StreamOperation {
     fn end_wait(&self, order: &Order<'_>) -> PyResult<()> {
         let py = order.stream.py();
         self.progress.borrow_mut(py).waited = true;
-        Attributes::of(&order.stream)?.set(intern!(py, "_waiter"), &py.None().into_bound(py))
+        let attributes = Attributes::of(&order.stream)?;
+        // Who has woken the waiter has mostly done it already.
+        match attribute!(attributes, "_waiter")?.is_some_and(|waiter| waiter.is_none()) {
+            true => Ok(()),
+            false => attributes.set(intern!(py, "_waiter"), &py.None().into_bound(py)),
+        }
     }
 
     /// Lets asyncio's method do it, from the beginning, or do the rest of a `ReadAll`.
