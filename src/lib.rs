@@ -51,9 +51,9 @@ mod _core {
     fn prepare(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
         crate::event_loop::prepare_class(module.py())?;
         crate::handle::prepare_classes(module.py())?;
-        crate::py::install_send::<SocketOperation>(module.py())?;
-        crate::py::install_send::<Connection>(module.py())?;
-        crate::py::install_send::<Lookup>(module.py())
+        crate::py::install_slots::<SocketOperation>(module.py())?;
+        crate::py::install_slots::<Connection>(module.py())?;
+        crate::resolver::prepare_classes(module.py())
     }
 }
 

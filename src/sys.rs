@@ -362,7 +362,7 @@ impl SocketAddress {
 
 /// As inet_ntop(3) writes it: Rust does not write the deprecated addresses that hold an IPv4 one and nothing else with
 /// dots.
-fn ipv6_text(address: Ipv6Addr) -> String {
+pub fn ipv6_text(address: Ipv6Addr) -> String {
     match address.octets() {
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d] if (a, b) != (0, 0) => {
             format!("::{}", Ipv4Addr::new(a, b, c, d))

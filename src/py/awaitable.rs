@@ -1,16 +1,16 @@
 //! Awaitables made in Rust, which are to `await` what a coroutine is.
 //!
-//! A coroutine hands its result over in a StopIteration, unless it is asked by the C slot `am_send`, as tasks and
-//! `await` do: then result and future come without an exception. pyo3 knows no name for that slot, so it is put into
-//! the finished class here.
+//! A coroutine hands its result over in a StopIteration, unless it is asked by the C slot `am_send`, as tasks do, and
+//! `await` on 3.11: then result and future come without an exception. pyo3 knows no name for that slot, so it is put
+//! into the finished class here; and beside it those that `await` uses from 3.12 on, without what pyo3 does around them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use pyo3::PyClass;
 use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyStopIteration, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
+use pyo3::{Borrowed, PyClass};
 
 /// What one step of an awaitable came to.
 pub enum Step<'py> {
@@ -44,8 +44,14 @@ pub fn iterate<'py, T: Awaitable>(
 ) -> PyResult<Bound<'py, PyAny>> {
     match T::send(slf, value)? {
         Step::Wait(future) => Ok(future),
-        Step::Done(result) => Err(PyStopIteration::new_err((result.unbind(),))),
+        Step::Done(result) => Err(stop_iteration(result)),
     }
+}
+
+/// What hands a result over. An object at once: what pyo3 has in its place until somebody asks costs more.
+pub fn stop_iteration(result: Bound<'_, PyAny>) -> PyErr {
+    let class = result.py().get_type::<PyStopIteration>();
+    class.call1((result,)).map_or_else(|error| error, PyErr::from_value)
 }
 
 /// The exception that `throw(exc, value)` means.
@@ -103,18 +109,20 @@ macro_rules! coroutine_methods {
 }
 pub(crate) use coroutine_methods;
 
-/// Puts the slot into the class; once, before an instance is made.
-pub fn install_send<T: Awaitable>(py: Python<'_>) -> PyResult<()> {
+/// Puts the slots into the class; once, before an instance is made.
+pub fn install_slots<T: Awaitable>(py: Python<'_>) -> PyResult<()> {
     let class = py.get_type::<T>();
     let class = class.as_type_ptr();
     // SAFETY: attached. A class that pyo3 makes is a heap type, whose `tp_as_async` points into the type object itself,
-    // for as long as that lives. The module is being made, so there are neither instances nor subclasses yet that could
+    // for as long as that lives. The functions have the signatures of the slots, and do what pyo3's do. The module is being made, so there are neither instances nor subclasses yet that could
     // have copied the slots. `PyType_Modified` makes the interpreter forget what it has cached of the class.
     unsafe {
         let Some(methods) = (*class).tp_as_async.as_mut() else {
             return Err(PyRuntimeError::new_err("a class without __await__"));
         };
         methods.am_send = Some(send::<T>);
+        methods.am_await = Some(ffi::PyObject_SelfIter);
+        (*class).tp_iternext = Some(next::<T>);
         ffi::PyType_Modified(class);
     }
     Ok(())
@@ -139,7 +147,43 @@ pub unsafe fn attached<R>(work: impl FnOnce(Python<'_>) -> R) -> R {
     }
 }
 
-/// The slot.
+/// A step, for a slot of the class.
+///
+/// # Safety
+/// `slf` is an instance of class `T`, alive for as long as the call lasts.
+unsafe fn guarded<'py, T: Awaitable>(
+    py: Python<'py>,
+    slf: *mut ffi::PyObject,
+    step: impl FnOnce(&Bound<'py, T>) -> PyResult<Step<'py>>,
+) -> PyResult<Step<'py>> {
+    // SAFETY: as the caller promises.
+    let slf = unsafe { Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>() };
+    // Through C code a panic must not unwind.
+    catch_unwind(AssertUnwindSafe(|| step(&slf)))
+        .unwrap_or_else(|_panic| Err(PyRuntimeError::new_err("mioloop: an operation panicked")))
+}
+
+/// The slot `tp_iternext`.
+unsafe extern "C" fn next<T: Awaitable>(slf: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: the interpreter calls slots attached, with an instance of the class.
+    unsafe {
+        attached(|py| match guarded(py, slf, T::step) {
+            Ok(Step::Wait(future)) => future.into_ptr(),
+            // The end of an iterator without an exception stands for None.
+            Ok(Step::Done(result)) if result.is_none() => std::ptr::null_mut(),
+            Ok(Step::Done(result)) => {
+                stop_iteration(result).restore(py);
+                std::ptr::null_mut()
+            }
+            Err(error) => {
+                error.restore(py);
+                std::ptr::null_mut()
+            }
+        })
+    }
+}
+
+/// The slot `am_send`.
 unsafe extern "C" fn send<T: Awaitable>(
     slf: *mut ffi::PyObject,
     value: *mut ffi::PyObject,
@@ -148,21 +192,15 @@ unsafe extern "C" fn send<T: Awaitable>(
     let step = |py: Python<'_>| {
         // SAFETY: the interpreter calls a class's slot with an instance of the class, and with a value; both references
         // are the caller's for as long as the call lasts.
-        let (slf, value) = unsafe {
-            let slf = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
-            (slf, Bound::from_borrowed_ptr(py, value))
+        let step = unsafe {
+            let value = Borrowed::from_ptr(py, value);
+            guarded::<T>(py, slf, |slf| T::send(slf, &value))
         };
-        // Through C code a panic must not unwind.
-        let step = catch_unwind(AssertUnwindSafe(|| T::send(&slf, &value)));
         let (outcome, object) = match step {
-            Ok(Ok(Step::Wait(future))) => (ffi::PySendResult::PYGEN_NEXT, future.into_ptr()),
-            Ok(Ok(Step::Done(value))) => (ffi::PySendResult::PYGEN_RETURN, value.into_ptr()),
-            Ok(Err(error)) => {
+            Ok(Step::Wait(future)) => (ffi::PySendResult::PYGEN_NEXT, future.into_ptr()),
+            Ok(Step::Done(value)) => (ffi::PySendResult::PYGEN_RETURN, value.into_ptr()),
+            Err(error) => {
                 error.restore(py);
-                (ffi::PySendResult::PYGEN_ERROR, std::ptr::null_mut())
-            }
-            Err(_panic) => {
-                PyRuntimeError::new_err("mioloop: an operation panicked").restore(py);
                 (ffi::PySendResult::PYGEN_ERROR, std::ptr::null_mut())
             }
         };

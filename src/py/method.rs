@@ -175,6 +175,12 @@ type Split<'a, 'py, const N: usize> =
     ([&'a Bound<'py, PyAny>; N], &'a [Bound<'py, PyAny>], Option<&'a Bound<'py, PyAny>>);
 
 impl<'a, 'py> Arguments<'a, 'py> {
+    /// The arguments that were given by name.
+    #[inline]
+    pub fn by_name<'s>(&'s self) -> impl Iterator<Item = (&'s Bound<'py, PyAny>, &'a Bound<'py, PyAny>)> {
+        self.names.as_ref().map_or(&[][..], |names| names.as_slice()).iter().zip(self.values)
+    }
+
     /// As a Python function has them that is declared `def method(self, *required, *args, context=None)`, with `N`
     /// required arguments. A context of None is none.
     #[inline(always)]

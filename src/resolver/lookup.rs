@@ -8,10 +8,14 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use super::convert;
+use super::digits::{self, Known};
 use super::request::{self, Answer, Request};
 use super::service::NameService;
 use crate::event_loop::EventLoop;
-use crate::py::{AttachedCell, Awaitable, Step, audit, coroutine_methods};
+use crate::py::{
+    AttachedCell, Awaitable, Blank, Pool, Recycled, Step, attached, audit, coroutine_methods, install_slots,
+    recycle,
+};
 use crate::sys::names::Hints;
 use crate::waiter::Waiter;
 
@@ -22,7 +26,13 @@ enum Question {
 }
 
 enum Phase {
-    Created(Question, Request),
+    Created(Py<EventLoop>, Question, Request),
+    /// Digits, to which the C library's answer is known.
+    Known {
+        host: Py<PyAny>,
+        port: Py<PyAny>,
+        known: Known,
+    },
     /// A thread looks it up; the number names it there.
     Waiting {
         number: u64,
@@ -36,8 +46,27 @@ enum Phase {
 /// An awaitable look-up of names or addresses. It has a coroutine's methods, so that it can be a task.
 #[pyclass(frozen, weakref, module = "mioloop._core")]
 pub struct Lookup {
-    event_loop: Py<EventLoop>,
     phase: AttachedCell<Phase>,
+}
+
+impl Recycled for Lookup {
+    fn blank() -> PyClassInitializer<Self> {
+        Lookup { phase: AttachedCell::new(Phase::Finished) }.into()
+    }
+
+    fn empty(dead: &Bound<'_, Self>) {
+        let phase = dead.get().phase.replace(dead.py(), Phase::Finished);
+        if !matches!(phase, Phase::Finished) {
+            // SAFETY: the interpreter destroys objects attached. (pyo3 would put it off to drop a `Py` outside of its
+            // own calls.)
+            unsafe { attached(|_| drop(phase)) };
+        }
+    }
+
+    fn pool() -> &'static Pool {
+        static POOL: Pool = Pool::new();
+        &POOL
+    }
 }
 
 impl Lookup {
@@ -48,9 +77,15 @@ impl Lookup {
         port: &Bound<'py, PyAny>,
         hints: Hints,
     ) -> PyResult<Option<Bound<'py, Lookup>>> {
+        let (kept_host, kept_port) = (|| host.clone().unbind(), || port.clone().unbind());
+        if let Some(known) = digits::known(host, port, hints) {
+            let phase = Phase::Known { host: kept_host(), port: kept_port(), known };
+            return Self::new(host.py(), phase).map(Some);
+        }
         let Some(request) = request::of_host(host, port, hints) else { return Ok(None) };
-        let question = Question::Host { host: host.clone().unbind(), port: port.clone().unbind(), hints };
-        Self::new(event_loop, question, request).map(Some)
+        let question = Question::Host { host: kept_host(), port: kept_port(), hints };
+        let phase = Phase::Created(event_loop.clone().unbind(), question, request);
+        Self::new(host.py(), phase).map(Some)
     }
 
     /// None: the standard library has to do it.
@@ -61,16 +96,14 @@ impl Lookup {
     ) -> PyResult<Option<Bound<'py, Lookup>>> {
         let Some(request) = request::of_address(address, flags) else { return Ok(None) };
         let question = Question::Address(address.clone().into_any().unbind());
-        Self::new(event_loop, question, request).map(Some)
+        let phase = Phase::Created(event_loop.clone().unbind(), question, request);
+        Self::new(address.py(), phase).map(Some)
     }
 
-    fn new<'py>(
-        event_loop: &Bound<'py, EventLoop>,
-        question: Question,
-        request: Request,
-    ) -> PyResult<Bound<'py, Lookup>> {
-        let phase = AttachedCell::new(Phase::Created(question, request));
-        Bound::new(event_loop.py(), Lookup { event_loop: event_loop.clone().unbind(), phase })
+    fn new(py: Python<'_>, phase: Phase) -> PyResult<Bound<'_, Lookup>> {
+        let blank = Blank::<Lookup>::new(py)?;
+        drop(blank.get().get().phase.replace(py, phase));
+        Ok(blank.publish())
     }
 
     /// The answer has come. Returns whom to wake.
@@ -88,16 +121,25 @@ impl Lookup {
         }
     }
 
-    fn begin<'py>(slf: &Bound<'py, Self>, question: Question, request: Request) -> PyResult<Step<'py>> {
+    fn begin<'py>(
+        slf: &Bound<'py, Self>,
+        event_loop: &Bound<'py, EventLoop>,
+        question: Question,
+        request: Request,
+    ) -> PyResult<Step<'py>> {
         let py = slf.py();
         match &question {
             Question::Host { host, port, hints } => audit::getaddrinfo(host.bind(py), port.bind(py), *hints)?,
             Question::Address(address) => audit::getnameinfo(address.bind(py))?,
         }
         if request.is_numeric() {
-            return convert::to_python(py, request.answer()).map(Step::Done);
+            let answer = request.answer();
+            if let (Question::Host { host, port, hints }, Answer::Addresses(Ok(found))) = (&question, &answer)
+            {
+                digits::learn(host.bind(py), port.bind(py), *hints, found)?;
+            }
+            return convert::to_python(py, answer).map(Step::Done);
         }
-        let event_loop = slf.get().event_loop.bind(py);
         let service = NameService::of(event_loop)?;
         let waiter = Waiter::new(event_loop)?;
         let number = NameService::submit(&service, slf, request)?;
@@ -111,12 +153,19 @@ impl Awaitable for Lookup {
     fn step<'py>(slf: &Bound<'py, Self>) -> PyResult<Step<'py>> {
         let (py, this) = (slf.py(), slf.get());
         match this.phase.replace(py, Phase::Finished) {
-            Phase::Created(question, request) => Self::begin(slf, question, request),
+            Phase::Created(event_loop, question, request) => {
+                Self::begin(slf, event_loop.bind(py), question, request)
+            }
+            Phase::Known { host, port, known } => {
+                let (host, port) = (host.into_bound(py), port.into_bound(py));
+                audit::getaddrinfo(&host, &port, known.hints())?;
+                known.answer(host, port).map(Step::Done)
+            }
             Phase::Answered(answer) => convert::to_python(py, answer).map(Step::Done),
             Phase::Waiting { number, service, waiter } => {
                 // Woken by mistake.
                 drop(waiter);
-                let waiter = Waiter::new(this.event_loop.bind(py))?;
+                let waiter = Waiter::new(service.get().event_loop(py))?;
                 let phase = Phase::Waiting { number, service, waiter: waiter.clone().unbind() };
                 this.phase.replace(py, phase);
                 Ok(Step::Wait(waiter.into_any()))
@@ -136,17 +185,32 @@ impl Awaitable for Lookup {
 
 coroutine_methods!(Lookup);
 
+/// Makes the class ready for use.
+pub fn prepare_class(py: Python<'_>) -> PyResult<()> {
+    install_slots::<Lookup>(py)?;
+    recycle::<Lookup>(py);
+    Ok(())
+}
+
 #[pymethods]
 impl Lookup {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.event_loop)?;
         if let Ok(phase) = self.phase.borrow_for_traverse() {
             match &*phase {
-                Phase::Created(Question::Host { host, port, .. }, _) => {
+                Phase::Created(event_loop, question, _) => {
+                    visit.call(event_loop)?;
+                    match question {
+                        Question::Host { host, port, .. } => {
+                            visit.call(host)?;
+                            visit.call(port)?;
+                        }
+                        Question::Address(address) => visit.call(address)?,
+                    }
+                }
+                Phase::Known { host, port, .. } => {
                     visit.call(host)?;
                     visit.call(port)?;
                 }
-                Phase::Created(Question::Address(address), _) => visit.call(address)?,
                 Phase::Waiting { service, waiter, .. } => {
                     visit.call(service)?;
                     visit.call(waiter)?;

@@ -2,11 +2,13 @@
 //!
 //! The standard library's results come from the C library. So do ours: the same calls with the same arguments, and only
 //! the way around them is shorter. An address in digits needs no network and no file, and is answered before anybody
-//! waits. A name is looked up by a thread of the loop's own (see `threads`). Whatever this can't be sure to do just as
-//! `socket.getaddrinfo` would (odd arguments, debug mode with its log, a program that has put a function of its own in
-//! the place of the standard library's, or an executor of its own under the loop) goes the standard library's way.
+//! waits, most often from what is known of the C library's answers (see `digits`). A name is looked up by a thread of the
+//! loop's own (see `threads`). Whatever this can't be sure to do just as `socket.getaddrinfo` would (odd arguments,
+//! debug mode with its log, a program that has put a function of its own in the place of the standard library's, or an
+//! executor of its own under the loop) goes the standard library's way.
 
 mod convert;
+mod digits;
 mod lookup;
 mod request;
 mod service;
@@ -14,14 +16,15 @@ mod threads;
 
 use std::ffi::c_int;
 
-use pyo3::Borrowed;
 use pyo3::exceptions::{PyAttributeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyFunction, PyModule, PyTuple, PyType};
+use pyo3::types::{PyDict, PyFunction, PyModule, PyString, PyTuple, PyType};
+use pyo3::{Borrowed, ffi};
 
 use crate::event_loop::EventLoop;
+use crate::py::{Arguments, Function, add_method, enter_fast};
 use crate::sys::names::Hints;
 
 pub use lookup::Lookup;
@@ -146,46 +149,88 @@ fn built_in(module: &Bound<'_, PyModule>, name: &str) -> PyResult<Option<Py<PyAn
     Ok(built_in.then(|| function.unbind()))
 }
 
-#[pymethods]
+/// # Safety
+/// As `enter_fast`, for an `EventLoop`.
+unsafe extern "C" fn getaddrinfo(
+    slf: *mut ffi::PyObject,
+    args: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    names: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: as the caller promises.
+    unsafe { enter_fast(slf, args, count, names, EventLoop::getaddrinfo) }
+}
+
+/// Makes the classes ready for use: the loop's gets a method that is not pyo3's.
+pub fn prepare_classes(py: Python<'_>) -> PyResult<()> {
+    let doc = c"getaddrinfo($self, host, port, *, family=0, type=0, proto=0, flags=0)\n--\n\n\
+Looks a host and a service up. Returns what `socket.getaddrinfo` does.
+
+An address in digits is answered at once. Raises `socket.gaierror`. As `asyncio.loop.getaddrinfo`.";
+    // SAFETY: the function is for loops.
+    unsafe { add_method(&py.get_type::<EventLoop>(), c"getaddrinfo", Function::Fast(getaddrinfo), doc)? };
+    lookup::prepare_class(py)
+}
+
 impl EventLoop {
-    /// Looks a host and a service up. Returns what `socket.getaddrinfo` does.
-    ///
-    /// An address in digits is answered at once. Raises `socket.gaierror`. As `asyncio.loop.getaddrinfo`.
-    #[pyo3(
-        signature = (host, port, *, family=Number::Zero, r#type=Number::Zero, proto=Number::Zero, flags=Number::Zero),
-        text_signature = "($self, host, port, *, family=0, type=0, proto=0, flags=0)"
-    )]
     fn getaddrinfo<'py>(
         slf: &Bound<'py, Self>,
-        host: &Bound<'py, PyAny>,
-        port: &Bound<'py, PyAny>,
-        family: Number<'py>,
-        r#type: Number<'py>,
-        proto: Number<'py>,
-        flags: Number<'py>,
+        arguments: Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let standard = Standard::get(py)?;
         if may_answer(slf)? && standard.getaddrinfo_is_original(py)? {
-            if let (Some(family), Some(kind), Some(protocol), Some(flags)) =
-                (family.value(), r#type.value(), proto.value(), flags.value())
-            {
-                let hints = Hints { family, kind, protocol, flags };
+            if let Some((host, port, hints)) = question(&arguments) {
                 if let Some(lookup) = Lookup::of_host(slf, host, port, hints)? {
                     return Ok(lookup.into_any());
                 }
             }
         }
+        let positional = [slf.as_any()].into_iter().chain(arguments.positional).collect::<Vec<_>>();
         let options = PyDict::new(py);
-        for (name, value) in [("family", family), ("type", r#type), ("proto", proto), ("flags", flags)] {
-            if let Number::Given(value) = value {
-                options.set_item(name, value)?;
-            }
+        for (name, value) in arguments.by_name() {
+            options.set_item(name, value)?;
         }
         let general = standard.base_loop.bind(py).getattr(intern!(py, "getaddrinfo"))?;
-        general.call((slf, host, port), Some(&options))
+        general.call(PyTuple::new(py, positional)?, Some(&options))
     }
+}
 
+/// The arguments of `getaddrinfo`: host, port, hints. None where the standard library has to say what is wrong.
+fn question<'a, 'py>(
+    arguments: &Arguments<'a, 'py>,
+) -> Option<(&'a Bound<'py, PyAny>, &'a Bound<'py, PyAny>, Hints)> {
+    let (mut host, mut port) = match *arguments.positional {
+        [] => (None, None),
+        [ref host] => (Some(host), None),
+        [ref host, ref port] => (Some(host), Some(port)),
+        _ => return None,
+    };
+    let mut hints = Hints::default();
+    // The interpreter gives no name twice, but a name that was given by position.
+    for (name, value) in arguments.by_name() {
+        let hint = match name.cast::<PyString>().ok()?.to_str().ok()? {
+            "family" => &mut hints.family,
+            "type" => &mut hints.kind,
+            "proto" => &mut hints.protocol,
+            "flags" => &mut hints.flags,
+            "host" if host.is_none() => {
+                host = Some(value);
+                continue;
+            }
+            "port" if port.is_none() => {
+                port = Some(value);
+                continue;
+            }
+            _ => return None,
+        };
+        *hint = value.extract().ok()?;
+    }
+    Some((host?, port?, hints))
+}
+
+#[pymethods]
+impl EventLoop {
     /// Looks the names of an address up. Returns what `socket.getnameinfo` does.
     ///
     /// Raises `socket.gaierror`. As `asyncio.loop.getnameinfo`.

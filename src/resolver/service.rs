@@ -49,6 +49,10 @@ impl NameService {
         Ok(service)
     }
 
+    pub fn event_loop<'py>(&self, py: Python<'py>) -> &Bound<'py, EventLoop> {
+        self.event_loop.bind(py)
+    }
+
     pub fn submit(slf: &Bound<'_, Self>, lookup: &Bound<'_, Lookup>, request: Request) -> PyResult<u64> {
         let (py, this) = (slf.py(), slf.get());
         let number = {

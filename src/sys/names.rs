@@ -47,7 +47,7 @@ pub fn describe(code: c_int) -> String {
     unsafe { CStr::from_ptr(libc::gai_strerror(code)) }.to_string_lossy().into_owned()
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hints {
     pub family: c_int,
     pub kind: c_int,

@@ -11,12 +11,14 @@ import asyncio
 import concurrent.futures
 import contextlib
 import gc
+import itertools
 import logging
 import os
 import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -145,6 +147,157 @@ def test_any_argument(
 @given(host=ipv4 | ipv6, port=st.integers(0, 65_535), type=st.sampled_from([0, 1, 2, 3]))
 def test_addresses_in_digits(shared_loop: asyncio.AbstractEventLoop, host: str, port: int, type: int) -> None:
     compare(shared_loop, host, port, type=type)
+
+
+PLAIN_FLAGS = [
+    passive | host | service
+    for passive in (0, socket.AI_PASSIVE)
+    for host in (0, socket.AI_NUMERICHOST)
+    for service in (0, socket.AI_NUMERICSERV)
+]
+
+
+@pytest.mark.parametrize("port", [None, 0, 80])
+@pytest.mark.parametrize("flags", PLAIN_FLAGS)
+def test_digits_once_their_answer_is_known(
+    shared_loop: asyncio.AbstractEventLoop, flags: int, port: Any
+) -> None:
+    """The first answer to such hints is the C library's, and the next ones are made after it."""
+    for family, type, proto in itertools.product(
+        [0, socket.AF_INET, socket.AF_INET6], [0, 1, 2, 3], [0, 6, 17, 255]
+    ):
+        for host in ["192.0.2.1", "0.0.0.0", "2001:DB8::00:1", "::ffff:1.2.3.4", "::1.2.3.4", "::"]:
+            for _ in range(2):
+                compare(shared_loop, host, port, family=family, type=type, proto=proto, flags=flags)
+
+
+@pytest.mark.parametrize("port", [65_535, 65_536, -1, True, "80", b"80", "http", 1.5])
+@pytest.mark.parametrize("host", ["192.0.2.1", b"192.0.2.1", "192.0.2.01", "192.0.2", "fe80::1", "fe80::1%1"])
+def test_odd_shapes_of_what_is_known(
+    shared_loop: asyncio.AbstractEventLoop, host: str | bytes, port: Any
+) -> None:
+    for flags in (0, socket.AI_CANONNAME, socket.AI_V4MAPPED, socket.AI_ADDRCONFIG):
+        compare(shared_loop, "192.0.2.2", 80, type=socket.SOCK_STREAM, flags=flags)
+        compare(shared_loop, "2001:db8::1", 80, type=socket.SOCK_STREAM, flags=flags)
+        compare(shared_loop, host, port, type=socket.SOCK_STREAM, flags=flags)
+
+
+@pytest.mark.normal_mode
+@pytest.mark.mioloop_only(reason="asyncio asks the C library each time")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the C library is asked each time")
+def test_the_c_library_is_asked_once(loop: asyncio.AbstractEventLoop) -> None:
+    def is_made_of_the_question(host: str, **options: Any) -> bool:
+        [*_, last] = run(loop, loop.getaddrinfo(host, 80, **options))
+        return last[4][0] is host
+
+    hints: list[dict[str, Any]] = [{}, {"type": socket.SOCK_DGRAM}, {"flags": socket.AI_PASSIVE}]
+    for number, options in enumerate(hints):
+        is_made_of_the_question("198.51.100.1", **options)
+        assert is_made_of_the_question(f"198.51.100.{number}", **options)
+    # More sets of hints than are remembered, and one that was forgotten.
+    for proto in range(100):
+        compare(loop, "198.51.100.1", None, type=socket.SOCK_RAW, proto=proto)
+    assert not is_made_of_the_question("198.51.100.2")
+    assert is_made_of_the_question("198.51.100.3")
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        ((), {}),
+        (("127.0.0.1",), {}),
+        (("127.0.0.1", 80, 2), {}),
+        (("127.0.0.1", 80), {"host": "127.0.0.1"}),
+        (("127.0.0.1", 80), {"nonesuch": 1}),
+        ((), {"host": "127.0.0.1", "port": 80}),
+        (("127.0.0.1",), {"type": 1, "port": 80}),
+        (("127.0.0.1",), {"port": 80, "family": "2"}),
+        (("127.0.0.1", 80), {"type": None}),
+        (("127.0.0.1", 80), {"proto": 6.0}),
+        # Not the interpreter's own string of that name.
+        (("127.0.0.1", 80), {"".join(["ty", "pe"]): socket.SOCK_DGRAM}),
+    ],
+)
+def test_arguments_as_asyncio_takes_them(
+    loop: asyncio.AbstractEventLoop, args: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    plain = asyncio.SelectorEventLoop()
+
+    async def look_up(of: Any) -> Any:
+        return await of.getaddrinfo(*args, **options)
+
+    expected = outcome(lambda: plain.run_until_complete(look_up(plain)))
+    plain.run_until_complete(plain.shutdown_default_executor())
+    plain.close()
+    assert outcome(lambda: run(loop, look_up(loop))) == expected
+
+
+def test_results_by_await_and_by_send(loop: asyncio.AbstractEventLoop) -> None:
+    """A tuple is one result, not the arguments of a StopIteration."""
+    address, flags = ("127.0.0.1", 80), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+
+    async def main() -> Any:
+        return await loop.getnameinfo(address, flags), await loop.getaddrinfo(*address)
+
+    assert run(loop, main()) == (("127.0.0.1", "80"), socket.getaddrinfo(*address))
+
+
+@pytest.mark.normal_mode
+@pytest.mark.mioloop_only(reason="asyncio's waits for a thread")
+@pytest.mark.parametrize("step", [next, lambda lookup: lookup.send(None), lambda lookup: lookup.__next__()])
+def test_the_end_of_a_look_up(loop: asyncio.AbstractEventLoop, step: Callable[[Any], Any]) -> None:
+    name: Any = loop.getnameinfo(("127.0.0.1", 80), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+    assert iter(name) is name
+    assert name.__await__() is name
+    with pytest.raises(StopIteration) as stopped:
+        step(name)
+    assert stopped.value.value == ("127.0.0.1", "80")
+    with pytest.raises(RuntimeError, match="^cannot reuse already awaited"):
+        step(name)
+
+
+def test_a_list_is_the_callers_own(loop: asyncio.AbstractEventLoop) -> None:
+    for _ in range(3):
+        found = run(loop, loop.getaddrinfo("127.0.0.1", 80))
+        assert len(found) == len(socket.getaddrinfo("127.0.0.1", 80))
+        found.clear()
+
+
+@pytest.mark.normal_mode
+@pytest.mark.mioloop_only(reason="asyncio has a coroutine of its own for this")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_look_ups_whose_answer_is_known(loop: asyncio.AbstractEventLoop, host: str) -> None:
+    def look_up() -> Any:
+        return loop.getaddrinfo(host, 80)
+
+    class Port(int):
+        pass
+
+    run(loop, look_up())
+    closed, thrown, sent, dropped = look_up(), look_up(), look_up(), look_up()
+    closed.close()
+    with pytest.raises(RuntimeError, match="^cannot reuse already awaited"):
+        closed.send(None)
+    with pytest.raises(ZeroDivisionError):
+        thrown.throw(ZeroDivisionError())
+    with pytest.raises(StopIteration) as stopped:
+        sent.send(None)
+    assert stopped.value.value == socket.getaddrinfo(host, 80)
+    with pytest.raises(RuntimeError, match="^cannot reuse already awaited"):
+        sent.send(None)
+    gone = weakref.ref(dropped)
+    del dropped
+    assert gone() is None
+    # What was dropped is used again, and does not know what it was.
+    count = sys.getrefcount(host)
+    again = [look_up() for _ in range(3)]
+    assert sys.getrefcount(host) == count + 3
+    for lookup in again[1:]:
+        lookup.close()
+    assert run(loop, again[0]) == socket.getaddrinfo(host, 80)
+    del again, lookup
+    assert sys.getrefcount(host) == count
+    compare(loop, host, Port(80))
 
 
 @given(host=odd_addresses, port=st.sampled_from([0, 80, "80", None]))

@@ -248,6 +248,93 @@ def test_a_patched_method_of_the_reader_is_called(
     run(loop, main())
 
 
+def fresh_names(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The same with names that are not the interpreter's own strings."""
+    return {"".join(list(name)): value for name, value in attributes.items()}
+
+
+LAYOUTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "backwards": lambda attributes: dict(reversed(attributes.items())),
+    "sorted": lambda attributes: dict(sorted(attributes.items())),
+    "fresh names": fresh_names,
+    "with gaps": lambda attributes: {"other": 1, **attributes},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_attributes_in_another_order(loop: asyncio.AbstractEventLoop, either: None, layout: str) -> None:
+    """Attributes are looked for first where they were in the last object; here they are somewhere else."""
+
+    async def main() -> None:
+        async with stream() as (plain, _plain_writer, plain_peer), stream() as (reader, writer, peer):
+            for changed in (reader, writer, writer.transport.get_protocol()):
+                attributes = LAYOUTS[layout](vars(changed))
+                changed.__dict__ = attributes
+                attributes.pop("other", None)
+            for _ in range(20):
+                assert await readline_with(plain, plain_peer) == (b"one\n", b"two\n")
+                assert await readline_with(reader, peer) == (b"one\n", b"two\n")
+                writer.write(b"answer")
+                await writer.drain()
+                assert peer.recv(100) == b"answer"
+
+    run(loop, main())
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["replaced", "deleted and set"])
+def test_attributes_that_were_replaced(loop: asyncio.AbstractEventLoop, either: None, again: bool) -> None:
+    def replace(thing: Any, name: str, value: Any) -> None:
+        if again:
+            delattr(thing, name)
+        setattr(thing, name, value)
+
+    async def main() -> None:
+        async with stream() as (reader, writer, peer), stream() as (_, other, other_peer):
+            protocol: Any = writer.transport.get_protocol()
+            waiting = asyncio.ensure_future(reader.readline())
+            await settle(1)
+            buffer = bytearray(b"in the new ")
+            replace(reader, "_buffer", buffer)
+            peer.send(b"buffer\nrest")
+            assert await waiting == b"in the new buffer\n"
+            assert buffer == b"rest"
+
+            replace(reader, "_limit", 3)
+            peer.send(b"long\n")
+            await until(lambda: buffer == b"restlong\n")
+            with pytest.raises(ValueError, match="Separator is"):
+                await reader.readline()
+            replace(reader, "_limit", 2**16)
+            replace(reader, "_exception", LookupError("set"))
+            for read in (reader.readline, reader.read, writer.drain):
+                with pytest.raises(LookupError, match="set"):
+                    await read()
+            replace(reader, "_exception", None)
+            replace(reader, "_eof", True)
+            assert await reader.read() == b""
+            replace(reader, "_eof", False)
+            assert await readline_with(reader, peer) == (b"one\n", b"two\n")
+
+            replace(protocol, "_connection_lost", True)
+            with pytest.raises(ConnectionResetError):
+                await writer.drain()
+            replace(protocol, "_connection_lost", False)
+            replace(protocol, "_paused", True)
+            draining = asyncio.ensure_future(writer.drain())
+            await settle(2)
+            assert not draining.done()
+            protocol.resume_writing()
+            await draining
+
+            replace(writer, "_transport", other.transport)
+            writer.write(b"elsewhere")
+            await writer.drain()
+            assert other_peer.recv(100) == b"elsewhere"
+            replace(writer, "_transport", reader._transport)  # type: ignore[attr-defined]
+
+    run(loop, main())
+
+
 @pytest.mark.parametrize("where", ["class", "base", "instance"])
 def test_a_patched_data_received_is_called(loop: asyncio.AbstractEventLoop, either: None, where: str) -> None:
     async def main() -> None:

@@ -3,9 +3,21 @@
 use std::os::raw::c_void;
 
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyInt, PyString};
+
+use super::place::Place;
+
+/// `Attributes::get` for a name that is spelled out: most often without a look-up.
+macro_rules! attribute {
+    ($attributes:expr, $name:literal) => {{
+        static PLACE: $crate::transport::streams::place::Place =
+            $crate::transport::streams::place::Place::new();
+        let attributes = &$attributes;
+        attributes.get_at(pyo3::intern!(attributes.py(), $name), &PLACE)
+    }};
+}
+pub(super) use attribute;
 
 /// An object's own attributes: its `__dict__`. What its class may define is not looked at.
 pub struct Attributes<'py>(Bound<'py, PyDict>);
@@ -33,26 +45,36 @@ impl<'py> Attributes<'py> {
         self.0.get_item(name)
     }
 
+    /// The same. `place` is where the attribute was the last time.
+    #[inline(always)]
+    pub fn get_at(&self, name: &Bound<'py, PyString>, place: &Place) -> PyResult<Option<Bound<'py, PyAny>>> {
+        place.get(&self.0, name)
+    }
+
     pub fn set(&self, name: &Bound<'py, PyString>, value: &Bound<'py, PyAny>) -> PyResult<()> {
         self.0.set_item(name, value)
     }
 
     /// A reader's buffer, if it is what asyncio made it.
     pub fn buffer(&self) -> PyResult<Option<Bound<'py, PyByteArray>>> {
-        let buffer = self.get(intern!(self.0.py(), "_buffer"))?;
+        let buffer = attribute!(self, "_buffer")?;
         Ok(buffer.and_then(|buffer| buffer.cast_into_exact::<PyByteArray>().ok()))
     }
 
     /// A reader's limit, if it is a number of bytes.
     pub fn limit(&self) -> PyResult<Option<i64>> {
-        let limit = self.get(intern!(self.0.py(), "_limit"))?;
+        let limit = attribute!(self, "_limit")?;
         Ok(limit.and_then(|limit| small_int(&limit)))
     }
 }
 
 /// The value of a number that is exactly an int and not huge.
 pub fn small_int(number: &Bound<'_, PyAny>) -> Option<i64> {
-    number.cast_exact::<PyInt>().ok()?.extract().ok()
+    let number = number.cast_exact::<PyInt>().ok()?;
+    let mut overflow = 0;
+    // SAFETY: attached, on a live int, for which the call does not fail; a huge one is told by `overflow`.
+    let value = unsafe { ffi::PyLong_AsLongLongAndOverflow(number.as_ptr(), &mut overflow) };
+    (overflow == 0).then_some(value)
 }
 
 pub fn is_false(value: &Option<Bound<'_, PyAny>>) -> bool {

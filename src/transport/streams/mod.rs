@@ -18,6 +18,7 @@
 mod attributes;
 mod class;
 mod operation;
+mod place;
 mod reader;
 mod slots;
 mod writer;
@@ -31,7 +32,7 @@ use super::StreamTransport;
 use super::base::Transport;
 use super::protocol::{NativeProtocol, Receive, connection_made};
 use crate::sys;
-use attributes::{Attributes, append, is_false};
+use attributes::{Attributes, append, attribute, is_false};
 use class::Classes;
 
 pub use class::{_enable_streams, _use_streams};
@@ -134,14 +135,14 @@ impl<'py> Hungry<'py> {
         if protocol.get(intern!(py, "data_received"))?.is_some() {
             return Ok(None);
         }
-        let reference = protocol.get(intern!(py, "_stream_reader_wr"))?;
+        let reference = attribute!(protocol, "_stream_reader_wr")?;
         let reader = match reference.as_ref().map(|reference| reference.cast::<PyWeakrefReference>()) {
             Some(Ok(reference)) => reference.upgrade(),
             _ => None,
         };
         let Some(reader) = reader else { return Ok(None) };
         let Some(attributes) = classes.reader_attributes(&reader)? else { return Ok(None) };
-        if !is_false(&attributes.get(intern!(py, "_eof"))?) {
+        if !is_false(&attribute!(attributes, "_eof")?) {
             return Ok(None);
         }
         Ok(match (attributes.buffer()?, attributes.limit()?) {
@@ -154,7 +155,7 @@ impl<'py> Hungry<'py> {
     fn fed(&self) -> PyResult<()> {
         let (py, attributes) = (self.buffer.py(), &self.attributes);
         let none = py.None().into_bound(py);
-        if let Some(waiter) = attributes.get(intern!(py, "_waiter"))?.filter(|waiter| !waiter.is_none()) {
+        if let Some(waiter) = attribute!(attributes, "_waiter")?.filter(|waiter| !waiter.is_none()) {
             attributes.set(intern!(py, "_waiter"), &none)?;
             if let Err(error) = waiter.call_method1(intern!(py, "set_result"), (&none,)) {
                 // asyncio asks before; but a waiter hardly ever is.
@@ -164,11 +165,11 @@ impl<'py> Hungry<'py> {
             }
         }
         if self.buffer.len() as i64 <= self.limit.saturating_mul(2)
-            || !is_false(&attributes.get(intern!(py, "_paused"))?)
+            || !is_false(&attribute!(attributes, "_paused")?)
         {
             return Ok(());
         }
-        match attributes.get(intern!(py, "_transport"))?.filter(|transport| !transport.is_none()) {
+        match attribute!(attributes, "_transport")?.filter(|transport| !transport.is_none()) {
             None => Ok(()),
             Some(transport) => match transport.call_method0(intern!(py, "pause_reading")) {
                 // As in asyncio: all the data will have to be buffered.

@@ -16,10 +16,10 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple, PyType};
 
-use super::attributes::Attributes;
+use super::attributes::{Attributes, attribute};
 use super::class::Classes;
 use super::{reader, writer};
-use crate::py::AttachedCell;
+use crate::py::{AttachedCell, stop_iteration};
 
 /// What is to be done, with its arguments.
 #[derive(Clone, Copy)]
@@ -244,7 +244,12 @@ impl StreamOperation {
     fn end_wait(&self, order: &Order<'_>) -> PyResult<()> {
         let py = order.stream.py();
         self.progress.borrow_mut(py).waited = true;
-        Attributes::of(&order.stream)?.set(intern!(py, "_waiter"), &py.None().into_bound(py))
+        let attributes = Attributes::of(&order.stream)?;
+        // Who has woken the waiter has mostly done it already.
+        match attribute!(attributes, "_waiter")?.is_some_and(|waiter| waiter.is_none()) {
+            true => Ok(()),
+            false => attributes.set(intern!(py, "_waiter"), &py.None().into_bound(py)),
+        }
     }
 
     /// Lets asyncio's method do it, from the beginning, or do the rest of a `ReadAll`.
@@ -363,7 +368,7 @@ impl StreamOperation {
             Sent::Yielded(future) => Ok(Some(future)),
             // The end of an iterator without an exception stands for None.
             Sent::Returned(result) if result.is_none() => Ok(None),
-            Sent::Returned(result) => Err(PyStopIteration::new_err((result.unbind(),))),
+            Sent::Returned(result) => Err(stop_iteration(result)),
         }
     }
 
@@ -459,7 +464,7 @@ impl StreamOperation {
     fn outcome<'py>(slf: &Bound<'py, Self>, by: Resumption<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
         match Self::resume(slf, by)? {
             Sent::Yielded(future) => Ok(future),
-            Sent::Returned(result) => Err(PyStopIteration::new_err((result.unbind(),))),
+            Sent::Returned(result) => Err(stop_iteration(result)),
         }
     }
 

@@ -6,7 +6,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes};
 
-use super::attributes::{Attributes, find, is_false, is_true, small_int, take};
+use super::attributes::{Attributes, attribute, find, is_false, is_true, small_int, take};
 use super::class::Classes;
 use super::operation::{Attempt, Order, Progress, StreamOperation, Work};
 use crate::py::AttachedCell;
@@ -99,12 +99,11 @@ pub fn attempt<'py>(order: &Order<'py>, progress: &AttachedCell<Progress>) -> Py
             return Ok(Attempt::StepAside);
         };
         let waited = progress.borrow_mut(py).waited;
-        if !waited && !attributes.get(intern!(py, "_exception"))?.is_some_and(|exception| exception.is_none())
-        {
+        if !waited && !attribute!(attributes, "_exception")?.is_some_and(|exception| exception.is_none()) {
             return Ok(Attempt::StepAside);
         }
         // What asyncio does with the two answers that are neither is up to asyncio.
-        let eof = attributes.get(intern!(py, "_eof"))?;
+        let eof = attribute!(attributes, "_eof")?;
         let (at_eof, open) = (is_true(&eof), is_false(&eof));
         if !at_eof && !open {
             return Ok(Attempt::StepAside);
@@ -161,7 +160,7 @@ pub fn attempt<'py>(order: &Order<'py>, progress: &AttachedCell<Progress>) -> Py
 
 /// Waits, unless that is an error: somebody else does.
 fn wait(attributes: Attributes<'_>) -> PyResult<Attempt<'_>> {
-    let waiter = attributes.get(intern!(attributes.py(), "_waiter"))?;
+    let waiter = attribute!(attributes, "_waiter")?;
     match waiter.is_some_and(|waiter| waiter.is_none()) {
         true => Ok(Attempt::Wait(attributes)),
         false => Ok(Attempt::StepAside),
@@ -171,10 +170,10 @@ fn wait(attributes: Attributes<'_>) -> PyResult<Attempt<'_>> {
 /// asyncio's `_wait_for_data` up to the point where it waits. Returns the iterator of the waiter.
 pub fn begin_wait<'py>(attributes: &Attributes<'py>) -> PyResult<Bound<'py, PyAny>> {
     let py = attributes.py();
-    if !is_false(&attributes.get(intern!(py, "_paused"))?) {
+    if !is_false(&attribute!(attributes, "_paused")?) {
         resume(attributes)?;
     }
-    let event_loop = attributes.get(intern!(py, "_loop"))?.unwrap_or_else(|| py.None().into_bound(py));
+    let event_loop = attribute!(attributes, "_loop")?.unwrap_or_else(|| py.None().into_bound(py));
     let waiter = event_loop.call_method0(intern!(py, "create_future"))?;
     attributes.set(intern!(py, "_waiter"), &waiter)?;
     // asyncio's futures have the iterator under both names, and this way is the short one.
@@ -186,7 +185,7 @@ pub fn begin_wait<'py>(attributes: &Attributes<'py>) -> PyResult<Bound<'py, PyAn
 
 /// asyncio's `_maybe_resume_transport`.
 fn maybe_resume(attributes: &Attributes<'_>, length: usize, limit: usize) -> PyResult<()> {
-    let paused = attributes.get(intern!(attributes.py(), "_paused"))?;
+    let paused = attribute!(attributes, "_paused")?;
     match is_false(&paused) || length > limit {
         true => Ok(()),
         false => resume(attributes),
@@ -196,7 +195,7 @@ fn maybe_resume(attributes: &Attributes<'_>, length: usize, limit: usize) -> PyR
 fn resume(attributes: &Attributes<'_>) -> PyResult<()> {
     let py = attributes.py();
     attributes.set(intern!(py, "_paused"), &PyBool::new(py, false))?;
-    match attributes.get(intern!(py, "_transport"))? {
+    match attribute!(attributes, "_transport")? {
         Some(transport) => transport.call_method0(intern!(py, "resume_reading")).map(drop),
         None => Ok(()),
     }

@@ -2,9 +2,10 @@
 //!
 //! Through pyo3's a result would leave as a StopIteration, made only to be taken apart by the interpreter at once;
 //! `am_send`, which pyo3 does not know, gives it back as it is. (3.11 awaits by `am_send`. From 3.12 on only tasks do;
-//! `await` calls `__next__`, and gets its StopIteration.)
+//! `await` goes on by `tp_iternext`, which gives it a StopIteration.)
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
 
 use pyo3::PyTypeInfo;
 use pyo3::exceptions::PyTypeError;
@@ -13,7 +14,7 @@ use pyo3::panic::PanicException;
 use pyo3::prelude::*;
 
 use super::operation::{Sent, StreamOperation};
-use crate::py::attached;
+use crate::py::{attached, stop_iteration};
 
 /// Called once, before the first operation is made.
 pub fn install(py: Python<'_>) {
@@ -25,9 +26,35 @@ pub fn install(py: Python<'_>) {
             slots.am_await = Some(ffi::PyObject_SelfIter);
             slots.am_send = Some(send);
         }
+        (*class).tp_iternext = Some(next);
     }
 }
 
+/// The slot `tp_iternext`, which `await` uses from 3.12 on.
+unsafe extern "C" fn next(slf: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    let step = |py: Python<'_>| {
+        // SAFETY: the interpreter calls the slot with an instance of the class, alive.
+        let slf = unsafe { Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<StreamOperation>() };
+        match guarded(|| StreamOperation::send_none(&slf)) {
+            Ok(Sent::Yielded(object)) => return object.into_ptr(),
+            // The end of an iterator without an exception stands for None.
+            Ok(Sent::Returned(result)) if result.is_none() => {}
+            Ok(Sent::Returned(result)) => stop_iteration(result).restore(py),
+            Err(error) => error.restore(py),
+        }
+        ptr::null_mut()
+    };
+    // SAFETY: the interpreter calls slots attached.
+    unsafe { attached(step) }
+}
+
+/// A panic as an exception.
+fn guarded<'py>(step: impl FnOnce() -> PyResult<Sent<'py>>) -> PyResult<Sent<'py>> {
+    let sent = catch_unwind(AssertUnwindSafe(step));
+    sent.unwrap_or_else(|_| Err(PanicException::new_err("a stream operation panicked")))
+}
+
+/// The slot `am_send`.
 unsafe extern "C" fn send(
     slf: *mut ffi::PyObject,
     value: *mut ffi::PyObject,
@@ -39,11 +66,10 @@ unsafe extern "C" fn send(
             let slf = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<StreamOperation>();
             (slf, Bound::from_borrowed_ptr(py, value))
         };
-        let sent = catch_unwind(AssertUnwindSafe(|| match value.is_none() {
+        let sent = guarded(|| match value.is_none() {
             true => StreamOperation::send_none(&slf),
             false => Err(PyTypeError::new_err("can't send non-None value to a just-started coroutine")),
-        }));
-        let sent = sent.unwrap_or_else(|_| Err(PanicException::new_err("a stream operation panicked")));
+        });
         let (kind, object) = match sent {
             Ok(Sent::Yielded(object)) => (ffi::PySendResult::PYGEN_NEXT, object.into_ptr()),
             Ok(Sent::Returned(object)) => (ffi::PySendResult::PYGEN_RETURN, object.into_ptr()),

@@ -3,7 +3,7 @@
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::attributes::{Attributes, is_false};
+use super::attributes::{Attributes, attribute, is_false};
 use super::class::Classes;
 use super::operation::{Attempt, StreamOperation, Work};
 use crate::transport::data::Data;
@@ -20,7 +20,7 @@ impl StreamWriterMethods {
         let (py, writer) = (slf.py(), slf.as_any());
         let classes = Classes::get(py)?;
         if classes.fast_writer.is_class_of(writer)
-            && let Some(transport) = Attributes::of(writer)?.get(intern!(py, "_transport"))?
+            && let Some(transport) = attribute!(Attributes::of(writer)?, "_transport")?
         {
             if let Ok(transport) = transport.cast_exact::<StreamTransport>() {
                 return StreamTransport::write_data(transport, &Data::new(data)?);
@@ -59,16 +59,14 @@ fn has_nothing_to_do(writer: &Bound<'_, PyAny>) -> PyResult<Option<bool>> {
         return Ok(None);
     }
     let writer = Attributes::of(writer)?;
-    let (Some(reader), Some(transport), Some(protocol)) = (
-        writer.get(intern!(py, "_reader"))?,
-        writer.get(intern!(py, "_transport"))?,
-        writer.get(intern!(py, "_protocol"))?,
-    ) else {
+    let (Some(reader), Some(transport), Some(protocol)) =
+        (attribute!(writer, "_reader")?, attribute!(writer, "_transport")?, attribute!(writer, "_protocol")?)
+    else {
         return Ok(None);
     };
     if !reader.is_none() {
         let Some(reader) = classes.reader_attributes(&reader)? else { return Ok(None) };
-        if !reader.get(intern!(py, "_exception"))?.is_some_and(|exception| exception.is_none()) {
+        if !attribute!(reader, "_exception")?.is_some_and(|exception| exception.is_none()) {
             return Ok(None);
         }
     }
@@ -84,7 +82,7 @@ fn has_nothing_to_do(writer: &Bound<'_, PyAny>) -> PyResult<Option<bool>> {
     }
     let protocol = Attributes::of(&protocol)?;
     let helper = protocol.get(intern!(py, "_drain_helper"))?;
-    let lost = protocol.get(intern!(py, "_connection_lost"))?;
-    let paused = protocol.get(intern!(py, "_paused"))?;
+    let lost = attribute!(protocol, "_connection_lost")?;
+    let paused = attribute!(protocol, "_paused")?;
     Ok(Some(helper.is_none() && is_false(&lost) && is_false(&paused)))
 }
