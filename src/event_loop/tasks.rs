@@ -4,6 +4,8 @@
 //! asyncio's, each version's keywords. What stands here is the usual case of them, without a Python frame; all else is
 //! handed on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 use pyo3::{ffi, intern};
@@ -37,6 +39,9 @@ enum Keywords {
     Any,
 }
 
+/// In this version a task factory is called with just what `create_task` was called with, behind the loop.
+static FACTORY_GETS_ALL: AtomicBool = AtomicBool::new(false);
+
 fn keywords_of_create_task(py: Python<'_>) -> PyResult<Keywords> {
     const CO_VARKEYWORDS: u32 = 8;
     let code = Asyncio::get(py)?.base_event_loop.bind(py).getattr("create_task")?.getattr("__code__")?;
@@ -51,7 +56,9 @@ fn keywords_of_create_task(py: Python<'_>) -> PyResult<Keywords> {
 
 /// Adds the methods of this file to the class.
 pub fn add_methods(class: &Bound<'_, PyType>) -> PyResult<()> {
-    let task_doc = match keywords_of_create_task(class.py())? {
+    let keywords = keywords_of_create_task(class.py())?;
+    FACTORY_GETS_ALL.store(matches!(keywords, Keywords::Any), Ordering::Relaxed);
+    let task_doc = match keywords {
         Keywords::Named => {
             c"create_task($self, coro, *, name=None, context=None)\n--\n\nSchedules a coroutine. Returns a task. \
 As `asyncio.loop.create_task`."
@@ -79,6 +86,13 @@ impl EventLoop {
         arguments: Arguments<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (py, this) = (slf.py(), slf.get());
+        if FACTORY_GETS_ALL.load(Ordering::Relaxed)
+            && arguments.positional.len() == 1
+            && let Some(factory) = this.task_factory.get(py)
+        {
+            this.check_open(py)?;
+            return call_factory(slf, &factory, &arguments);
+        }
         let asyncio = Asyncio::get(py)?;
         let names = arguments.names.as_ref().map_or(&[][..], |names| names.as_slice());
         let (name, context) = (intern!(py, "name"), intern!(py, "context"));
@@ -132,6 +146,23 @@ impl EventLoop {
             let future = ffi::PyObject_Vectorcall(class, &slf.as_ptr(), 0, keywords);
             Bound::from_owned_ptr_or_err(py, future)
         }
+    }
+}
+
+/// Calls a task factory with the one argument by position, and those by keyword.
+fn call_factory<'py>(
+    slf: &Bound<'py, EventLoop>,
+    factory: &Bound<'py, PyAny>,
+    arguments: &Arguments<'_, 'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let objects = [slf.as_any()].into_iter().chain(arguments.positional).chain(arguments.values);
+    let all: Vec<_> = objects.map(Bound::as_ptr).collect();
+    let by_position = 1 + arguments.positional.len();
+    let names = arguments.names.as_ref().map_or(std::ptr::null_mut(), |names| names.as_ptr());
+    // SAFETY: attached; the names are those of the last arguments, as `create_task` was given both. All are alive.
+    unsafe {
+        let task = ffi::PyObject_Vectorcall(factory.as_ptr(), all.as_ptr(), by_position, names);
+        Bound::from_owned_ptr_or_err(slf.py(), task)
     }
 }
 
