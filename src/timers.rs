@@ -105,7 +105,7 @@ impl<T> TimerQueue<T> {
         let (_, value) = self.live.remove(key.slot);
         let tombstones = self.heap.len() - self.live.len();
         if self.live.is_empty() {
-            self.heap.clear();
+            self.clear_heap();
         } else if tombstones > MIN_TOMBSTONES && tombstones > self.live.len() {
             self.sweep();
         }
@@ -116,9 +116,20 @@ impl<T> TimerQueue<T> {
     fn sweep(&mut self) {
         let live = &self.live;
         self.heap.retain(|entry| is_live(live, entry.key));
-        // Not to what it needs now, or as many timers as were just swept would let it grow again.
-        if self.heap.capacity() / 4 > self.live.len() {
-            self.heap.shrink_to(2 * self.live.len());
+        self.give_back();
+    }
+
+    /// Of tombstones, when nothing lives.
+    fn clear_heap(&mut self) {
+        self.heap.clear();
+        self.give_back();
+    }
+
+    /// Memory, but not all that is not needed now, or as many timers as there just were would let it grow again.
+    fn give_back(&mut self) {
+        let enough = self.live.len().max(2 * MIN_TOMBSTONES);
+        if self.heap.capacity() / 4 > enough {
+            self.heap.shrink_to(2 * enough);
         }
     }
 
@@ -142,7 +153,7 @@ impl<T> TimerQueue<T> {
         let entry = self.heap.pop()?;
         let (_, value) = self.live.remove(entry.key.slot);
         if self.live.is_empty() {
-            self.heap.clear();
+            self.clear_heap();
         }
         Some(value)
     }
@@ -172,7 +183,7 @@ impl<T> TimerQueue<T> {
             }
         }
         if self.live.is_empty() {
-            self.heap.clear();
+            self.clear_heap();
         }
     }
 

@@ -119,6 +119,8 @@ pub struct EventLoop {
     thread_id: AttachedValue<Option<u64>>,
     /// Within `_run_once`: whoever called that keeps the loop alive.
     in_run: AttachedValue<bool>,
+    /// More transports hold writes back than are to wait for one another.
+    many_wait: AttachedValue<bool>,
     /// What makes tasks instead of `asyncio.Task`.
     task_factory: Slot,
     shared: Shared,
@@ -276,6 +278,7 @@ impl EventLoop {
             debug: AttachedValue::new(false),
             thread_id: AttachedValue::new(None),
             in_run: AttachedValue::new(false),
+            many_wait: AttachedValue::new(false),
             task_factory: Slot::empty(),
             shared: Shared {
                 incoming: Mutex::new(Vec::new()),

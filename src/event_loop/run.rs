@@ -144,6 +144,9 @@ impl EventLoop {
                 Some(item) => Self::run_ready(slf, item)?,
                 None => break,
             }
+            if this.many_wait.get(py) {
+                Self::send_all_held_back(slf)?;
+            }
         }
         Ok(())
     }

@@ -14,6 +14,10 @@ use pyo3::prelude::*;
 use super::EventLoop;
 use crate::transport::{StreamTransport, TlsTransport};
 
+/// When more transports than this hold something back, all send when the callback has returned. Four are nearly as good as
+/// sixteen, and sixty-four no better.
+const MOST_SENDERS: usize = 16;
+
 /// One iteration, while its callbacks run.
 #[derive(Default)]
 pub(super) struct Turn {
@@ -56,22 +60,13 @@ impl EventLoop {
 
     /// Has a transport send at the end of the iteration what it holds back.
     pub fn send_at_end_of_turn(&self, py: Python<'_>, transport: Py<StreamTransport>) {
-        self.turn.borrow_mut(py).senders.push_back(transport);
-    }
-
-    /// How many transports hold writes back.
-    pub fn senders(&self, py: Python<'_>) -> usize {
-        self.turn.borrow_mut(py).senders.len()
-    }
-
-    /// Lets all transports that hold writes back send them.
-    pub fn send_all_held_back(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, this, mut sent) = (slf.py(), slf.get(), Ok(()));
-        loop {
-            let next = this.turn.borrow_mut(py).senders.pop_front();
-            let Some(transport) = next else { return sent };
-            let done = StreamTransport::send_held_back(transport.bind(py));
-            sent = sent.and(Self::report_unless_fatal(slf, intern!(py, "Exception in a transport"), done));
+        let waiting = {
+            let mut turn = self.turn.borrow_mut(py);
+            turn.senders.push_back(transport);
+            turn.senders.len()
+        };
+        if waiting > MOST_SENDERS {
+            self.many_wait.set(py, true);
         }
     }
 
@@ -97,6 +92,19 @@ impl EventLoop {
 }
 
 impl EventLoop {
+    /// Lets all transports that hold writes back send them.
+    #[cold]
+    pub(super) fn send_all_held_back(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this, mut sent) = (slf.py(), slf.get(), Ok(()));
+        this.many_wait.set(py, false);
+        loop {
+            let next = this.turn.borrow_mut(py).senders.pop_front();
+            let Some(transport) = next else { return sent };
+            let done = StreamTransport::leave_senders(transport.bind(py));
+            sent = sent.and(Self::report_unless_fatal(slf, intern!(py, "Exception in a transport"), done));
+        }
+    }
+
     pub(super) fn has_put_off_nothing(&self, py: Python<'_>) -> bool {
         self.turn.borrow_mut(py).put_off.is_empty()
     }
@@ -148,13 +156,14 @@ impl EventLoop {
             sent = sent.and(TlsTransport::send_put_off(transport.bind(py)));
         }
         let senders: Vec<_> = {
-            let mut turn = this.turn.borrow_mut(py);
-            turn.number = number;
+            let turn = this.turn.borrow_mut(py);
             turn.senders.iter().map(|transport| transport.clone_ref(py)).collect()
         };
         for transport in senders {
             sent = sent.and(StreamTransport::send_held_back(transport.bind(py)));
         }
+        // Only now: what a protocol writes in `pause_writing` would wait too.
+        this.turn.borrow_mut(py).number = number;
         sent
     }
 

@@ -17,6 +17,7 @@ use super::file::File;
 use super::mailbox::os_error;
 use super::outcome::stat_result;
 use super::paths::LARGE;
+use crate::sys;
 use crate::sys::found::{self, Found};
 
 /// About a millisecond.
@@ -34,42 +35,58 @@ fn in_turn<T>(attempt: impl FnOnce() -> PyResult<Option<T>>) -> PyResult<Option<
     result
 }
 
-/// An error if there surely is no such file.
-fn find(path: &[u8], name: &Bound<'_, PyAny>, follow: bool) -> PyResult<Option<Found>> {
+/// Has a file found, and does `work` with it. An error if there surely is no such file.
+///
+/// Detached: whoever is asked before a file is opened or read (fanotify) may be another thread of this very process.
+fn with_found<T: Send>(
+    path: &[u8],
+    name: &Bound<'_, PyAny>,
+    follow: bool,
+    work: impl FnOnce(&Found) -> sys::Result<T> + Send,
+) -> PyResult<Option<T>> {
     let Ok(path) = CString::new(path) else { return Ok(None) };
-    match found::find(&path, follow) {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if error.errno == libc::ENOENT => Err(os_error(name.py(), error, [Some(name), None])?),
+    let found = name.py().detach(|| match found::find(&path, follow) {
+        Ok(found) => Ok(work(&found).ok()),
+        Err(error) if error.errno == libc::ENOENT => Err(error),
         Err(_) => Ok(None),
+    });
+    match found {
+        Ok(result) => Ok(result),
+        Err(error) => Err(os_error(name.py(), error, [Some(name), None])?),
     }
 }
 
-fn open(path: &[u8], name: &Bound<'_, PyAny>, buffering: usize) -> PyResult<Option<Box<Buffered>>> {
-    let Some(found) = find(path, name, true)? else { return Ok(None) };
-    let Ok((file, local)) = found.open() else { return Ok(None) };
+fn open(found: &Found, buffering: usize) -> sys::Result<Box<Buffered>> {
+    let (file, local) = found.open()?;
     let mut buffered = Buffered::new(file, true, buffering);
     buffered.set_size_hint(found.size());
     buffered.set_local(Some(local));
-    Ok(Some(Box::new(buffered)))
+    Ok(Box::new(buffered))
 }
 
 /// Opens a file for reading; as `Mailbox.open`.
 #[pyfunction]
 pub fn _open_at_once(path: &[u8], name: &Bound<'_, PyAny>, buffering: usize) -> PyResult<Option<File>> {
-    in_turn(|| {
-        let Some(buffered) = open(path, name, buffering)? else { return Ok(None) };
-        Ok(found::make_ordinary(buffered.file()).is_ok().then(|| File::new(buffered)))
-    })
+    let open = |found: &Found| {
+        let buffered = open(found, buffering)?;
+        found::make_ordinary(buffered.file())?;
+        Ok(buffered)
+    };
+    in_turn(|| Ok(with_found(path, name, true, open)?.map(File::new)))
 }
 
 /// Reads a whole file; as `Mailbox.read_bytes`. The result is the file, opened, if there is more to be done.
 #[pyfunction]
 pub fn _read_at_once<'py>(path: &[u8], name: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = name.py();
+    let read = |found: &Found| {
+        let mut buffered = open(found, LARGE as usize)?;
+        let fill = buffered.try_fill(Need::All);
+        Ok((buffered, fill))
+    };
     in_turn(|| {
-        let Some(mut buffered) = open(path, name, LARGE as usize)? else { return Ok(None) };
-        let bytes = buffered.try_fill(Need::All).and_then(|fill| buffered.take(py, Need::All, fill));
-        match bytes {
+        let Some((mut buffered, fill)) = with_found(path, name, true, read)? else { return Ok(None) };
+        match fill.and_then(|fill| buffered.take(py, Need::All, fill)) {
             // Closed as it is dropped. It had a name just now, so that takes no time.
             Some(bytes) => Ok(Some(bytes?.into_any())),
             None => Ok(Some(Bound::new(py, File::new(buffered))?.into_any())),
@@ -85,7 +102,7 @@ pub fn _stat_at_once<'py>(
     follow: bool,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     in_turn(|| {
-        let Some(found) = find(path, name, follow)? else { return Ok(None) };
-        found.metadata().ok().map(|metadata| stat_result(name.py(), &metadata)).transpose()
+        let metadata = with_found(path, name, follow, Found::metadata)?;
+        metadata.map(|metadata| stat_result(name.py(), &metadata)).transpose()
     })
 }

@@ -195,6 +195,11 @@ impl Buffered {
         Ok(())
     }
 
+    /// Whether `try_fill` is worth it.
+    pub fn may_try(&self) -> bool {
+        self.may_try && self.capacity > 0
+    }
+
     /// `fill` without waiting, from the page cache; None: it is for `fill` to do.
     pub fn try_fill(&mut self, need: Need) -> Option<u64> {
         if !mem::take(&mut self.may_try) || self.capacity == 0 {
@@ -213,8 +218,9 @@ impl Buffered {
         if size.max(self.unread().len()) >= DIRECT {
             return None;
         }
-        // At least a byte, as a read of none says nothing; little, also where the buffer is large, as the loop waits.
-        let most = left.clamp(1, self.capacity.min(DIRECT));
+        // A byte more than there should be, so that the end shows itself; little, also where the buffer is large, as the
+        // loop waits.
+        let most = left.saturating_add(1).min(self.capacity.min(DIRECT));
         self.make_room(most);
         let spare = self.memory.spare();
         let length = spare.len().min(most);

@@ -149,13 +149,10 @@ impl File {
             return Ok(future);
         };
         prepare(py, buffered)?;
-        let Place::Here(buffered) = std::mem::replace(&mut state.place, Place::Away(runtime::generation()))
-        else {
-            return Err(closed());
-        };
+        let writes = writes || buffered.is_pending();
+        let Some(mut loan) = self.lend(&mut state) else { return Err(closed()) };
         drop(state);
-        let writing = (writes || buffered.is_pending()).then(Writing::begin);
-        let mut loan = Loan { shared: self.shared.clone(), buffered: Some(buffered) };
+        let writing = writes.then(Writing::begin);
         // If there is no thread to be had, the closure is dropped, and the loan with it.
         mailbox.get().submit(py, future.clone().unbind(), [None, None], None, move || {
             let result = match &mut loan.buffered {
@@ -169,17 +166,39 @@ impl File {
         Ok(future)
     }
 
+    /// Takes the file out, if it is here.
+    fn lend(&self, state: &mut State) -> Option<Loan> {
+        let away = Place::Away(runtime::generation());
+        match std::mem::replace(&mut state.place, away) {
+            Place::Here(buffered) => Some(Loan { shared: self.shared.clone(), buffered: Some(buffered) }),
+            other => {
+                state.place = other;
+                None
+            }
+        }
+    }
+
     fn read<'py>(&self, context: &Bound<'py, PyAny>, need: Need, fill: u64) -> Answer<'py> {
+        let py = context.py();
+        let lent = {
+            let mut state = self.shared.lock();
+            let may_try = match here(&mut state)? {
+                Some(buffered) => match buffered.take(py, need, fill) {
+                    Some(bytes) => return bytes.map(Bound::into_any),
+                    None => buffered.may_try(),
+                },
+                None => false,
+            };
+            may_try.then(|| self.lend(&mut state)).flatten()
+        };
+        // As a job does it, detached and without the lock: whoever is asked before a file is read (fanotify) may be another
+        // thread of this very process, which may use this very file.
+        let filled = lent.and_then(|mut loan| py.detach(|| loan.buffered.as_mut()?.try_fill(need)));
+        let fill = filled.unwrap_or(fill);
         self.answer(
             context,
             false,
-            |py, buffered| {
-                let bytes = buffered.take(py, need, fill).or_else(|| {
-                    let fill = buffered.try_fill(need)?;
-                    buffered.take(py, need, fill)
-                });
-                Some(bytes?.map(Bound::into_any))
-            },
+            |py, buffered| Some(buffered.take(py, need, fill)?.map(Bound::into_any)),
             |py, buffered| buffered.prepare(py, need),
             move |buffered| buffered.fill(need).map(Outcome::Number),
         )
@@ -342,19 +361,15 @@ impl File {
         state.closing = true;
         let recipient = mailbox.get().expect(py, future.clone().unbind(), [None, None]);
         state.waiting.push(recipient);
-        if let Place::Here(_) = &state.place {
-            let place = std::mem::replace(&mut state.place, Place::Away(runtime::generation()));
+        if let Some(loan) = self.lend(&mut state) {
             drop(state);
-            if let Place::Here(buffered) = place {
-                let writing = Writing::begin();
-                let loan = Loan { shared: self.shared.clone(), buffered: Some(buffered) };
-                // To give it back is to close it: here and now, if there is no thread to be had.
-                let job = move || {
-                    drop(loan);
-                    drop(writing);
-                };
-                let _ = runtime::spawn_blocking(py, job);
-            }
+            let writing = Writing::begin();
+            // To give it back is to close it: here and now, if there is no thread to be had.
+            let job = move || {
+                drop(loan);
+                drop(writing);
+            };
+            let _ = runtime::spawn_blocking(py, job);
         }
         Ok(future)
     }

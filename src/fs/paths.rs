@@ -3,6 +3,7 @@
 //! The methods take a future, which gets the result, the path as the kernel knows it, and the path as the caller gave
 //! it, for the error.
 
+use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -54,7 +55,9 @@ fn options(mode: &str) -> PyResult<OpenOptions> {
 
 fn stat(path: &PathBuf, follow: bool) -> sys::Result<Metadata> {
     let metadata = if follow { fs::metadata(path)? } else { fs::symlink_metadata(path)? };
-    found::learn(path, follow);
+    if let Ok(path) = CString::new(path.as_os_str().as_bytes()) {
+        found::learn(&path, follow);
+    }
     Ok(metadata)
 }
 

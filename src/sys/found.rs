@@ -3,13 +3,14 @@
 //! A path is followed as far as the kernel has it cached (RESOLVE_CACHED), and the file taken hold of without being opened
 //! (O_PATH): to open one of a file server or of FUSE is to ask somebody, to open a FIFO or a device has effects. What it
 //! is and on which mount the kernel then says without asking anybody either (AT_STATX_DONT_SYNC; file systems that ask
-//! all the same, as those of clusters do, don't have names looked up from memory alone). If it is a regular file of a mount
-//! that is known as local, it is opened by its descriptor's name in /proc: whatever lies under its own name by then, it is
-//! this file.
+//! all the same don't have names looked up from memory alone). If it is a regular file of a mount that is known as local,
+//! it is opened by its descriptor's name in /proc: whatever lies under its own name by then, it is this file.
 //!
-//! What may still wait is whoever has told the kernel to be asked: an on-access scanner (fanotify).
+//! What may still wait: the root of a mount of 9P or SMB, which has no name to be looked up; and whoever has told the kernel
+//! to be asked, an on-access scanner (fanotify) or a measurement (IMA). So none of this is done with the GIL held.
 
 use std::fs::{File, Metadata};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::local::Local;
 use super::{Error, Result};
@@ -28,8 +29,12 @@ pub struct Found {
 struct Status {
     mount: u64,
     size: u64,
-    is_regular: bool,
+    /// A regular file whose contents lie on the disk as they are: the keys or the proof of others may have to be fetched.
+    is_plain: bool,
 }
+
+/// Something was found on a mount of which nothing is known: who has to do with it anyway may learn it.
+static UNKNOWN: AtomicBool = AtomicBool::new(false);
 
 impl Found {
     pub fn size(&self) -> u64 {
@@ -38,18 +43,25 @@ impl Found {
 
     /// Opens it for reading; EAGAIN where that would mean to wait, or to open anything but a local file.
     pub fn open(&self) -> Result<(File, Local)> {
-        match Local::known(self.status.mount) {
-            Some(local) if self.status.is_regular => Ok((open(&self.place)?, local)),
+        match self.local()? {
+            local if self.status.is_plain => Ok((open(&self.place)?, local)),
             _ => Err(Error { errno: libc::EAGAIN }),
         }
     }
 
     /// EAGAIN where that would mean to wait.
     pub fn metadata(&self) -> Result<Metadata> {
-        match Local::known(self.status.mount) {
-            Some(_) => Ok(self.place.metadata()?),
-            None => Err(Error { errno: libc::EAGAIN }),
-        }
+        self.local()?;
+        Ok(self.place.metadata()?)
+    }
+
+    fn local(&self) -> Result<Local> {
+        Local::known(self.status.mount).map_err(|unknown| {
+            if unknown {
+                UNKNOWN.store(true, Relaxed);
+            }
+            Error { errno: libc::EAGAIN }
+        })
     }
 }
 
@@ -60,14 +72,14 @@ mod platform {
     use std::mem::{MaybeUninit, size_of};
     use std::os::fd::{AsRawFd, FromRawFd, RawFd};
     use std::os::unix::fs::OpenOptionsExt;
-    use std::path::Path;
-    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
     use super::*;
     use crate::sys::check;
 
     // Here, as the libc crate has it for some C libraries only.
     const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+
+    const SEALED: u64 = (libc::STATX_ATTR_ENCRYPTED | libc::STATX_ATTR_VERITY) as u64;
 
     /// The kernel's `open_how`.
     #[repr(C)]
@@ -87,36 +99,43 @@ mod platform {
     }
 
     /// Finds a file; `follow`: also if the path's last part is a symbolic link. EAGAIN if that would mean to wait; ENOENT
-    /// is certain. (System calls by their numbers, as the C library's functions are younger than the oldest one that
-    /// wheels are for.)
+    /// is certain.
     pub fn find(path: &CStr, follow: bool) -> Result<Found> {
         if MISSING.load(Relaxed) {
             return Err(Error { errno: libc::EAGAIN });
         }
-        let flags = libc::O_PATH | libc::O_CLOEXEC | if follow { 0 } else { libc::O_NOFOLLOW };
-        let how = How { flags: flags as u64, mode: 0, resolve: libc::RESOLVE_CACHED };
-        let (here, size) = (libc::c_long::from(libc::AT_FDCWD), size_of::<How>());
-        // SAFETY: the path ends with a null byte, the size is that of `how`; both are borrowed for the length of the call.
-        let fd = unsafe { libc::syscall(libc::SYS_openat2, here, path.as_ptr(), &how, size) };
-        let fd = check(fd as isize).map_err(|error| match error.errno {
-            libc::ENOSYS | libc::EPERM | libc::EINVAL => missing(error),
+        let place = hold(path, follow, libc::RESOLVE_CACHED).map_err(|error| match error.errno {
+            // It may be this path that is at fault.
+            libc::ENOSYS | libc::EPERM | libc::EINVAL => match hold(c"/", true, libc::RESOLVE_CACHED) {
+                Ok(_) => error,
+                Err(_) => missing(error),
+            },
             _ => error,
         })?;
-        // SAFETY: the call succeeded, so this is a descriptor of ours that nobody else owns.
-        let place = unsafe { File::from_raw_fd(fd as RawFd) };
         let status = status(&place)?;
         Ok(Found { place, status })
     }
 
-    /// Learns what `find` has to know of the path's mount. On a blocking thread.
-    pub fn learn(path: &Path, follow: bool) {
-        if MISSING.load(Relaxed) {
-            return;
+    /// Learns what `find` had to know of a path's mount, if it came to that. On a blocking thread.
+    pub fn learn(path: &CStr, follow: bool) {
+        if UNKNOWN.swap(false, Relaxed)
+            && let Ok(place) = hold(path, follow, 0)
+        {
+            Local::of(&place);
         }
-        let flags = libc::O_PATH | if follow { 0 } else { libc::O_NOFOLLOW };
-        if let Ok(place) = OpenOptions::new().read(true).custom_flags(flags).open(path) {
-            Local::learn(&place);
-        }
+    }
+
+    /// Takes hold of a file without opening it. (By the system call's number, as the C library's functions are younger than
+    /// the oldest one that wheels are for.)
+    fn hold(path: &CStr, follow: bool, resolve: u64) -> Result<File> {
+        let flags = libc::O_PATH | libc::O_CLOEXEC | if follow { 0 } else { libc::O_NOFOLLOW };
+        let how = How { flags: flags as u64, mode: 0, resolve };
+        let (here, size) = (libc::c_long::from(libc::AT_FDCWD), size_of::<How>());
+        // SAFETY: the path ends with a null byte, the size is that of `how`; both are borrowed for the length of the call.
+        let fd = unsafe { libc::syscall(libc::SYS_openat2, here, path.as_ptr(), &how, size) };
+        let fd = check(fd as isize)?;
+        // SAFETY: the call succeeded, so this is a descriptor of ours that nobody else owns.
+        Ok(unsafe { File::from_raw_fd(fd as RawFd) })
     }
 
     /// The number of the file's mount, which no other mount ever has.
@@ -141,7 +160,8 @@ mod platform {
         Ok(Status {
             mount: status.stx_mnt_id,
             size: status.stx_size,
-            is_regular: u32::from(status.stx_mode) & libc::S_IFMT == libc::S_IFREG,
+            is_plain: u32::from(status.stx_mode) & libc::S_IFMT == libc::S_IFREG
+                && status.stx_attributes & SEALED == 0,
         })
     }
 
@@ -169,7 +189,6 @@ mod platform {
 #[cfg(not(target_os = "linux"))]
 mod platform {
     use std::ffi::CStr;
-    use std::path::Path;
 
     use super::*;
 
@@ -179,7 +198,7 @@ mod platform {
         Err(MISSING)
     }
 
-    pub fn learn(_path: &Path, _follow: bool) {}
+    pub fn learn(_path: &CStr, _follow: bool) {}
 
     pub fn open(_place: &File) -> Result<File> {
         Err(MISSING)
@@ -206,7 +225,8 @@ mod tests {
         fs::write(&path, "found").unwrap();
         let name = |path: &std::path::Path| CString::new(path.to_str().unwrap()).unwrap();
         if let Ok(found) = find(&name(&path), true) {
-            learn(&path, true);
+            UNKNOWN.store(true, Relaxed);
+            learn(&name(&path), true);
             // SAFETY: the path ends with a null byte.
             unsafe { libc::mkfifo(name(&other).as_ptr(), 0o600) };
             fs::rename(&other, &path).unwrap();
@@ -216,8 +236,9 @@ mod tests {
                 file.read_to_string(&mut text).unwrap();
                 assert_eq!(text, "found");
             }
-            let fifo = find(&name(&path), true).unwrap();
-            assert_eq!(fifo.open().err(), Some(Error { errno: libc::EAGAIN }));
+            if let Ok(fifo) = find(&name(&path), true) {
+                assert_eq!(fifo.open().err(), Some(Error { errno: libc::EAGAIN }));
+            }
             let absent = find(&name(&other), true).err().unwrap();
             assert!(matches!(absent.errno, libc::ENOENT | libc::EAGAIN));
         }

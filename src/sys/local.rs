@@ -50,6 +50,16 @@ mod platform {
         (mount != 0 && word >> 3 == mount).then_some(word & 7)
     }
 
+    fn remember(mount: u64, kind: u64) {
+        let place = place_of(mount);
+        // One that is of use keeps its place against one that is not.
+        let word = place.load(Relaxed);
+        let is_free = word >> 3 == mount || word & 7 == FOREIGN;
+        if mount != 0 && (is_free || kind != FOREIGN) {
+            place.store(mount << 3 | kind, Relaxed);
+        }
+    }
+
     /// The file is on a disk or in memory of this machine, and nobody else is asked when it is closed. (A file system of
     /// FUSE is a program, which may be the very one that waits; one of the network may take its time.)
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +81,9 @@ mod platform {
     impl Local {
         /// Asks the file system, and remembers what it says. On a blocking thread.
         pub fn of(file: &File) -> Option<Self> {
-            let mount = found::mount(file);
-            if mount.is_ok_and(|mount| remembered(mount) == Some(FOREIGN)) {
+            // None has the number 0.
+            let mount = found::mount(file).unwrap_or(0);
+            if remembered(mount) == Some(FOREIGN) {
                 return None;
             }
             let mut status = MaybeUninit::<libc::statfs64>::uninit();
@@ -80,7 +91,10 @@ mod platform {
             let status = unsafe {
                 match libc::fstatfs64(file.as_raw_fd(), status.as_mut_ptr()) {
                     0 => status.assume_init(),
-                    _ => return None,
+                    _ => {
+                        remember(mount, FOREIGN);
+                        return None;
+                    }
                 }
             };
             let (notes, disk) = match status.f_flags as u64 {
@@ -96,27 +110,18 @@ mod platform {
                 libc::OVERLAYFS_SUPER_MAGIC => (Some(Local::Disk(notes)), LAYERS),
                 _ => (None, FOREIGN),
             };
-            if let Ok(mount) = mount {
-                place_of(mount).store(mount << 3 | kind, Relaxed);
-            }
+            remember(mount, kind);
             local
         }
 
-        /// What was remembered of a mount, if nobody is asked when a file there is opened.
-        pub fn known(mount: u64) -> Option<Self> {
-            match remembered(mount)? {
-                MEMORY => Some(Local::Memory),
-                DISK => Some(Local::Disk(Notes::Never)),
-                DISK_NOTES_SELDOM => Some(Local::Disk(Notes::Seldom)),
-                DISK_NOTES_ALWAYS => Some(Local::Disk(Notes::Always)),
-                _ => None,
-            }
-        }
-
-        /// Sees to it that something is remembered of the file's mount. On a blocking thread.
-        pub fn learn(file: &File) {
-            if found::mount(file).is_ok_and(|mount| remembered(mount).is_none()) {
-                Self::of(file);
+        /// What was remembered of a mount, if nobody is asked when a file there is opened; else whether it is unknown.
+        pub fn known(mount: u64) -> std::result::Result<Self, bool> {
+            match remembered(mount) {
+                Some(MEMORY) => Ok(Local::Memory),
+                Some(DISK) => Ok(Local::Disk(Notes::Never)),
+                Some(DISK_NOTES_SELDOM) => Ok(Local::Disk(Notes::Seldom)),
+                Some(DISK_NOTES_ALWAYS) => Ok(Local::Disk(Notes::Always)),
+                known => Err(known.is_none()),
             }
         }
 
@@ -183,11 +188,9 @@ mod platform {
             None
         }
 
-        pub fn known(_mount: u64) -> Option<Self> {
-            None
+        pub fn known(_mount: u64) -> std::result::Result<Self, bool> {
+            Err(false)
         }
-
-        pub fn learn(_file: &File) {}
 
         pub fn read_cached(self, _: &File, _: &Metadata, _: &mut [MaybeUninit<u8>]) -> Result<usize> {
             Err(Error { errno: libc::ENOSYS })
@@ -204,14 +207,13 @@ mod tests {
     fn what_a_mount_is_has_to_be_learnt() {
         let (here, proc) = (File::open(".").unwrap(), File::open("/proc").unwrap());
         let Ok(mount) = found::mount(&here) else { return };
-        Local::learn(&here);
         let local = Local::of(&here);
         // An overlay is no more than local.
-        assert!(Local::known(mount) == local || Local::known(mount).is_none());
+        assert!(Local::known(mount).ok() == local || Local::known(mount) == Err(false));
         assert_eq!(Local::of(&proc), None);
-        assert_eq!(Local::known(found::mount(&proc).unwrap()), None);
+        assert_eq!(Local::known(found::mount(&proc).unwrap()), Err(false));
         // Another one with the same place.
-        assert_eq!(Local::known(mount + 64), None);
-        assert_eq!(Local::known(0), None);
+        assert_eq!(Local::known(mount + 64), Err(true));
+        assert_eq!(Local::known(0), Err(true));
     }
 }

@@ -92,6 +92,9 @@ impl Transport {
             let debug = Asyncio::get(py)?.logger.bind(py).getattr(intern!(py, "debug"))?;
             debug.call(("%r: %s", slf, message), Some(&options))?;
         }
+        if let Ok(stream) = slf.cast::<StreamTransport>() {
+            StreamTransport::try_to_send_held_back(stream);
+        }
         Self::force_close(slf, Some(error.into_value(py).into_bound(py).into_any()))
     }
 

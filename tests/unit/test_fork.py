@@ -342,6 +342,40 @@ def test_what_is_written_in_a_callback_that_forks_is_sent_once(
             os._exit(0)
 
 
+def test_what_is_written_as_a_fork_has_others_sent_is_sent_once(loop: asyncio.AbstractEventLoop) -> None:
+    """To send what was held back pauses a protocol, which writes to another transport."""
+
+    class Paused(Recorder):
+        def pause_writing(self) -> None:
+            answering.write(b"paused")
+
+    async def main() -> None:
+        nonlocal answering
+        pairs = [socketpair() for _ in range(3)]
+        pairs[0][0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        full, _ = await loop.create_connection(Paused, sock=pairs[0][0])
+        answering, _ = await loop.create_connection(Recorder, sock=pairs[1][0])
+        first, _ = await loop.create_connection(Recorder, sock=pairs[2][0])
+        full.set_write_buffer_limits(high=0)
+        await asyncio.sleep(0)
+        first.write(b"first")
+        full.write(b"x" * 30_000)
+        # Whoever looks at the buffer has what is held back sent.
+        await has_ended(fork(answering.get_write_buffer_size))
+        assert await receive(pairs[1][1], 6) == b"paused"
+        await settle()
+        with pytest.raises(BlockingIOError):
+            pairs[1][1].recv(1)
+        for transport in (full, answering, first):
+            transport.abort()
+        await until(lambda: all(ours.fileno() == -1 for ours, _ in pairs))
+        for _, peer in pairs:
+            peer.close()
+
+    answering: Any = None
+    run(loop, main())
+
+
 def test_a_fork_at_the_end_of_an_iteration(loop: asyncio.AbstractEventLoop) -> None:
     """In the callback of one secure connection, while another still waits for its turn."""
 

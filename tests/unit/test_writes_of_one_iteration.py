@@ -5,8 +5,12 @@ it looks as if each had been sent at once.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import socket
+import struct
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +20,7 @@ from hypothesis import strategies as st
 
 import mioloop
 
-from .support import BIG, Caught, fill, run, run_until, socketpair, tcp_pair, until
+from .support import BIG, SAFETY, Caught, fill, run, run_until, socketpair, tcp_pair, until
 
 # hypothesis counts references to its own generators, and counts wrong on Python 3.14.
 pytestmark = pytest.mark.filterwarnings("ignore:It looks like `register_random`")
@@ -231,14 +235,21 @@ def test_other_transports_wait_for_the_end_of_the_iteration(loop: asyncio.Abstra
         transports[1].close()
         assert arrived()[1] == b"yz"
         await asyncio.sleep(0)
-        # Not for more than so many others.
+        # Not for more than so many others, but until the callback has returned.
         rest = transports[3:]
+        early: list[int] = []
         for transport in rest:
-            transport.write(b"z")
-        early = arrived()[3:].count(b"z")
-        assert 1 < early < len(rest)
+            loop.call_soon(transport.write, b"z")
+        loop.call_soon(lambda: early.append(arrived()[3:].count(b"z")))
         await asyncio.sleep(0)
-        assert arrived()[3:].count(b"z") == len(rest) - early
+        assert 1 < early[0] < len(rest)
+        await asyncio.sleep(0)
+        assert early[0] + arrived()[3:].count(b"z") == len(rest)
+        for transport in rest:
+            transport.write(b"all")
+        assert arrived()[3:] == [b"all"] + [b""] * 36
+        await asyncio.sleep(0)
+        assert arrived()[3:] == [b""] + [b"all"] * 36
         for transport in transports:
             transport.abort()
         await until(lambda: all(ours.fileno() == -1 for ours, _ in pairs))
@@ -268,6 +279,137 @@ def test_an_error_of_one_does_not_keep_the_others(loop: asyncio.AbstractEventLoo
             peer.close()
         assert not caught
 
+    run(loop, main())
+
+
+@pytest.mark.mioloop_only(reason="asyncio makes a system call for each write")
+def test_one_that_looks_again_and_again_does_not_count_as_many(loop: asyncio.AbstractEventLoop) -> None:
+    async def main() -> None:
+        pairs = [socketpair() for _ in range(3)]
+        first, patient, curious = [(await connect(ours))[0] for ours, _ in pairs]
+
+        def look() -> None:
+            curious.write(b"z")
+            curious.get_write_buffer_size()
+
+        loop.call_soon(first.write, b"x")
+        loop.call_soon(patient.write, b"y")
+        for _ in range(40):
+            loop.call_soon(look)
+        seen: list[bytes] = []
+        loop.call_soon(lambda: seen.extend(receive_all(peer) for _, peer in pairs))
+        await asyncio.sleep(0)
+        assert seen == [b"x", b"", b"z" * 40]
+        await asyncio.sleep(0)
+        assert receive_all(pairs[1][1]) == b"y"
+        for transport in (first, patient, curious):
+            transport.abort()
+        await until(lambda: all(ours.fileno() == -1 for ours, _ in pairs))
+        for _, peer in pairs:
+            peer.close()
+
+    run(loop, main())
+
+
+def test_what_a_closing_transport_is_given_to_write_does_not_keep_it(loop: asyncio.AbstractEventLoop) -> None:
+    """Its protocol writes when it may go on, after another one has written in that iteration."""
+
+    class Writer(Recorder):
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if len(self.told) == 2:
+                other.write(b"o")
+                self.transport.write(b"more")
+
+    async def main() -> None:
+        nonlocal other
+        (ours, peer), (other_ours, other_peer) = socketpair(), socketpair()
+        other, _ = await connect(other_ours)
+        transport, protocol = await loop.create_connection(Writer, sock=ours)
+        transport.set_write_buffer_limits(high=100, low=0)
+        transport.write(b"x" * BIG)
+        transport.close()
+        received = b""
+
+        def over() -> bool:
+            nonlocal received
+            received += receive_all(peer)
+            return ours.fileno() == -1
+
+        await until(over)
+        assert received == b"x" * BIG + b"more"
+        assert protocol.told == ["pause", "resume", type(None)]
+        assert receive_all(other_peer) == b"o"
+        other.abort()
+        await until(lambda: other_ours.fileno() == -1)
+        for sock in (peer, other_peer):
+            sock.close()
+
+    other: Any = None
+    run(loop, main())
+
+
+def test_another_threads_writes_do_not_wait_for_the_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """They are not allowed, and work all the same."""
+
+    async def main() -> None:
+        pairs = [socketpair() for _ in range(3)]
+        transports = [(await connect(ours))[0] for ours, _ in pairs]
+        for _, peer in pairs:
+            peer.settimeout(SAFETY)
+        # One that is used to writing twice.
+        transports[0].write(b"head")
+        transports[0].write(b"body")
+        assert pairs[0][1].recv(4) == b"head"
+        asleep = threading.Event()
+
+        def write() -> list[bytes]:
+            assert pairs[0][1].recv(4) == b"body"
+            asleep.wait()
+            for transport in transports:
+                transport.write(b"x")
+            return [peer.recv(1) for _, peer in pairs]
+
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            written = threads.submit(write)
+            woken = loop.create_future()
+            written.add_done_callback(lambda _: loop.call_soon_threadsafe(woken.set_result, None))
+            # As good as certain: the loop has nothing else to do by then.
+            threads.submit(lambda: (time.sleep(0.05), asleep.set()))
+            await woken
+            assert written.result() == [b"x"] * 3
+        for transport in transports:
+            transport.abort()
+        await until(lambda: all(ours.fileno() == -1 for ours, _ in pairs))
+        for _, peer in pairs:
+            peer.close()
+
+    run(loop, main())
+
+
+def test_the_error_that_came_first_is_told(loop: asyncio.AbstractEventLoop) -> None:
+    """A reset is found by a read, while something is held back."""
+
+    class Answering(Recorder):
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(b".")
+            reset.write(b"late")
+
+    async def main() -> None:
+        nonlocal reset
+        (ours, peer), (asked_ours, asked_peer) = tcp_pair(), socketpair()
+        await loop.create_connection(Answering, sock=asked_ours)
+        reset, protocol = await connect(ours)
+        await asyncio.sleep(0.001)
+        asked_peer.send(b"?")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        await until(lambda: protocol.told)
+        assert protocol.told == [ConnectionResetError]
+        asked_peer.close()
+        await until(lambda: asked_ours.fileno() == ours.fileno() == -1)
+
+    reset: Any = None
     run(loop, main())
 
 

@@ -4,8 +4,8 @@
 //! follow are held back, and all that one connection has leaves in one system call. A server that answers sixteen
 //! pipelined requests one by one makes two calls in place of sixteen, and the peer wakes up twice. Also those of *other*
 //! connections wait: what leaves in a row finds its reader awake (a proxy on this machine, say), and to wake it for each
-//! answer is the dearest part of a send. Nobody waits for long: not for more than [`MOST_CONNECTIONS`] to have written,
-//! nor with more than [`MOST`] bytes.
+//! answer is the dearest part of a send. Nobody waits for long: the loop lets all send when many wait, and nobody holds
+//! more than [`MOST`] bytes.
 //!
 //! Where a connection's first write was not all there was the last time, it is not expected to be this time, and waits
 //! for the others: a server that writes its answers' heads and bodies apart makes one call for each answer.
@@ -18,15 +18,10 @@ use pyo3::prelude::*;
 
 use super::StreamTransport;
 use super::write::WRITE_FAILED;
-use crate::event_loop::EventLoop;
 use crate::transport::Transport;
 
 /// More than this, in bytes, is not held back.
 pub const MOST: usize = 32 * 1024;
-
-/// When more connections than this hold something back, all send. Four are nearly as good as sixteen, and sixty-four no
-/// better.
-const MOST_CONNECTIONS: usize = 16;
 
 impl StreamTransport {
     /// Whether a write of `size` bytes is held back; then the caller puts it into the buffer and calls `held_back`.
@@ -47,34 +42,47 @@ impl StreamTransport {
         };
         let follows = output.turn.replace(turn) == Some(turn);
         let several = std::mem::replace(&mut output.several, follows);
-        output.held_back = (!first || several) && size <= MOST;
-        if output.held_back {
+        // Another thread's write would wait until the loop wakes.
+        output.held_back = (!first || several) && size <= MOST && event_loop.is_running_here(py);
+        if !output.held_back {
+            return false;
+        }
+        if !std::mem::replace(&mut output.queued, true) {
             drop(output);
             event_loop.send_at_end_of_turn(py, slf.clone().unbind());
-            return true;
         }
-        false
+        true
     }
 
-    /// The buffer has grown by what is held back. Some of it may be sent now, also for other transports.
+    /// The buffer has grown by what is held back.
     pub(super) fn held_back(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let py = slf.py();
-        let size = slf.get().output.borrow_mut(py).buffer.size();
-        if size > MOST {
-            return Self::send_held_back(slf);
-        }
-        let event_loop = slf.as_super().get().event_loop.bind(py);
-        if event_loop.get().senders(py) > MOST_CONNECTIONS {
-            return EventLoop::send_all_held_back(event_loop);
-        }
-        Ok(())
+        let size = slf.get().output.borrow_mut(slf.py()).buffer.size();
+        if size > MOST { Self::send_held_back(slf) } else { Ok(()) }
     }
 
     /// In a forked child: it is the parent that sends it.
     pub fn forget_held_back(&self, py: Python<'_>) {
-        let held_back = std::mem::replace(&mut self.output.borrow_mut(py).held_back, false);
+        let held_back = {
+            let mut output = self.output.borrow_mut(py);
+            output.queued = false;
+            std::mem::replace(&mut output.held_back, false)
+        };
         if held_back {
             self.clear(py);
+        }
+    }
+
+    /// It is no longer among those that the loop will ask to send.
+    pub fn leave_senders(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().output.borrow_mut(slf.py()).queued = false;
+        Self::send_held_back(slf)
+    }
+
+    /// Sends what was held back as far as the socket takes it, before the connection ends by another error than this might
+    /// come across.
+    pub fn try_to_send_held_back(slf: &Bound<'_, Self>) {
+        if std::mem::replace(&mut slf.get().output.borrow_mut(slf.py()).held_back, false) {
+            let _ends_anyway = Self::flush(slf);
         }
     }
 

@@ -38,6 +38,8 @@ struct Output {
     buffer: WriteBuffer,
     /// What is in the buffer waits for the end of the iteration, not for the socket.
     held_back: bool,
+    /// The loop will ask it to send at the end of the iteration.
+    queued: bool,
     /// The iteration of the last write.
     turn: Option<NonZero<u64>>,
     /// In that iteration there was more than one.

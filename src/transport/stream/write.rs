@@ -206,6 +206,9 @@ impl StreamTransport {
         Self::note_pending(slf);
         // The protocol may write more. What it raises does not keep the connection from ending.
         let told = Transport::shrunk(base).and_then(|()| Self::tell_sent(slf));
+        // What it has written is perhaps held back, and nothing else would end a transport that is closing.
+        let closing = base.get().state.borrow_mut(py).closing;
+        let told = told.and(if closing { Self::send_held_back(slf) } else { Ok(()) });
         let finished = if this.is_empty(py) { Self::finish_writing(slf) } else { Ok(()) };
         told.and(finished)
     }
