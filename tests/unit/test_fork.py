@@ -344,6 +344,7 @@ def test_what_is_written_in_a_callback_that_forks_is_sent_once(
 
 def test_what_is_written_as_a_fork_has_others_sent_is_sent_once(loop: asyncio.AbstractEventLoop) -> None:
     """To send what was held back pauses a protocol, which writes to another transport."""
+    answering: Any = None
 
     class Paused(Recorder):
         def pause_writing(self) -> None:
@@ -372,7 +373,6 @@ def test_what_is_written_as_a_fork_has_others_sent_is_sent_once(loop: asyncio.Ab
         for _, peer in pairs:
             peer.close()
 
-    answering: Any = None
     run(loop, main())
 
 

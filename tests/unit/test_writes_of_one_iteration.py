@@ -1,5 +1,5 @@
-"""Writes that follow another in one iteration leave at its end, those of one transport together; to the program
-it looks as if each had been sent at once.
+"""Writes that follow another in one iteration leave at its end, those of one transport together; to the
+program it looks as if each had been sent at once.
 """
 
 from __future__ import annotations
@@ -313,6 +313,7 @@ def test_one_that_looks_again_and_again_does_not_count_as_many(loop: asyncio.Abs
 
 def test_what_a_closing_transport_is_given_to_write_does_not_keep_it(loop: asyncio.AbstractEventLoop) -> None:
     """Its protocol writes when it may go on, after another one has written in that iteration."""
+    other: Any = None
 
     class Writer(Recorder):
         def resume_writing(self) -> None:
@@ -345,7 +346,6 @@ def test_what_a_closing_transport_is_given_to_write_does_not_keep_it(loop: async
         for sock in (peer, other_peer):
             sock.close()
 
-    other: Any = None
     run(loop, main())
 
 
@@ -370,12 +370,16 @@ def test_another_threads_writes_do_not_wait_for_the_loop(loop: asyncio.AbstractE
                 transport.write(b"x")
             return [peer.recv(1) for _, peer in pairs]
 
+        def wake_the_writer() -> None:
+            # As good as certain: the loop has nothing else to do by then.
+            time.sleep(0.05)
+            asleep.set()
+
         with concurrent.futures.ThreadPoolExecutor() as threads:
             written = threads.submit(write)
             woken = loop.create_future()
             written.add_done_callback(lambda _: loop.call_soon_threadsafe(woken.set_result, None))
-            # As good as certain: the loop has nothing else to do by then.
-            threads.submit(lambda: (time.sleep(0.05), asleep.set()))
+            threads.submit(wake_the_writer)
             await woken
             assert written.result() == [b"x"] * 3
         for transport in transports:
@@ -389,6 +393,7 @@ def test_another_threads_writes_do_not_wait_for_the_loop(loop: asyncio.AbstractE
 
 def test_the_error_that_came_first_is_told(loop: asyncio.AbstractEventLoop) -> None:
     """A reset is found by a read, while something is held back."""
+    reset: Any = None
 
     class Answering(Recorder):
         def data_received(self, data: bytes) -> None:
@@ -409,7 +414,6 @@ def test_the_error_that_came_first_is_told(loop: asyncio.AbstractEventLoop) -> N
         asked_peer.close()
         await until(lambda: asked_ours.fileno() == ours.fileno() == -1)
 
-    reset: Any = None
     run(loop, main())
 
 

@@ -10,8 +10,8 @@ from os import environ, stat_result
 
 from .. import _core
 
-# A library that is loaded before all others may have put functions of its own in the place of the C library's,
-# which the threads call.
+# A library that is loaded before all others may have functions of its own in the place of those of the C
+# library, which the threads call.
 enabled = environ.get("MIOLOOP_FS") != "threads" and not environ.get("LD_PRELOAD")
 """What the threads do must not differ."""
 
