@@ -13,14 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mioloop import fs
-
-# hypothesis counts references to its own generators, and counts wrong on Python 3.14.
-pytestmark = pytest.mark.filterwarnings("ignore:It looks like `register_random`")
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 Operation = tuple[str, tuple[Any, ...]]

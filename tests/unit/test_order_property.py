@@ -12,12 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-# hypothesis counts references to its own generators, and counts wrong on Python 3.14.
-pytestmark = pytest.mark.filterwarnings("ignore:It looks like `register_random`")
 
 Log = list[tuple[object, ...]]
 

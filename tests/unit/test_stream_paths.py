@@ -31,9 +31,6 @@ from mioloop import _core
 
 from .support import SAFETY, import_line, run, settle, socketpair, until
 
-# hypothesis counts references to its own generators, and counts wrong on Python 3.14.
-pytestmark = pytest.mark.filterwarnings("ignore:It looks like `register_random`")
-
 Outcome = Any
 Step = tuple[Any, ...]
 

@@ -22,9 +22,6 @@ import mioloop
 
 from .support import BIG, SAFETY, Caught, fill, run, run_until, socketpair, tcp_pair, until
 
-# hypothesis counts references to its own generators, and counts wrong on Python 3.14.
-pytestmark = pytest.mark.filterwarnings("ignore:It looks like `register_random`")
-
 
 class Recorder(asyncio.Protocol):
     """Notes what it is told."""
