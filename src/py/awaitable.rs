@@ -114,8 +114,9 @@ pub fn install_slots<T: Awaitable>(py: Python<'_>) -> PyResult<()> {
     let class = py.get_type::<T>();
     let class = class.as_type_ptr();
     // SAFETY: attached. A class that pyo3 makes is a heap type, whose `tp_as_async` points into the type object itself,
-    // for as long as that lives. The functions have the signatures of the slots, and do what pyo3's do. The module is being made, so there are neither instances nor subclasses yet that could
-    // have copied the slots. `PyType_Modified` makes the interpreter forget what it has cached of the class.
+    // for as long as that lives. The functions have the signatures of the slots, and do what pyo3's do. The module is
+    // being made, so there are neither instances nor subclasses yet that could have copied the slots. `PyType_Modified`
+    // makes the interpreter forget what it has cached of the class.
     unsafe {
         let Some(methods) = (*class).tp_as_async.as_mut() else {
             return Err(PyRuntimeError::new_err("a class without __await__"));

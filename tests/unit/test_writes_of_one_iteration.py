@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -45,6 +45,19 @@ class Recorder(asyncio.Protocol):
 async def connect(sock: socket.socket) -> tuple[Any, Recorder]:
     transport, protocol = await asyncio.get_running_loop().create_connection(Recorder, sock=sock)
     return transport, protocol
+
+
+@contextlib.asynccontextmanager
+async def connections(count: int) -> AsyncIterator[tuple[list[Any], list[socket.socket]]]:
+    """Transports and their peers; both ends are closed at the end."""
+    pairs = [socketpair() for _ in range(count)]
+    transports = [(await connect(ours))[0] for ours, _ in pairs]
+    yield transports, [peer for _, peer in pairs]
+    for transport in transports:
+        transport.abort()
+    await until(lambda: all(ours.fileno() == -1 for ours, _ in pairs))
+    for _, peer in pairs:
+        peer.close()
 
 
 def receive_all(peer: socket.socket) -> bytes:
@@ -209,49 +222,42 @@ def test_the_first_waits_where_others_followed_the_last_time(loop: asyncio.Abstr
 @pytest.mark.mioloop_only(reason="asyncio makes a system call for each write")
 def test_other_transports_wait_for_the_end_of_the_iteration(loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
-        pairs = [socketpair() for _ in range(40)]
-        peers = [peer for _, peer in pairs]
-        transports = [(await connect(ours))[0] for ours, _ in pairs]
+        async with connections(40) as (transports, peers):
 
-        def arrived() -> list[bytes]:
-            return [receive_all(peer) for peer in peers]
+            def arrived() -> list[bytes]:
+                return [receive_all(peer) for peer in peers]
 
-        for _ in range(2):
+            for _ in range(2):
+                await asyncio.sleep(0)
+                for transport in transports[:5]:
+                    transport.write(b"x")
+                assert arrived()[:5] == [b"x", b"", b"", b"", b""]
+                await asyncio.sleep(0)
+                assert arrived()[:5] == [b"", b"x", b"x", b"x", b"x"]
+            # A look at one of them sends its own.
+            for transport in transports[:3]:
+                transport.write(b"y")
+            assert transports[2].get_write_buffer_size() == 0
+            assert arrived()[:3] == [b"y", b"", b"y"]
+            transports[1].write(b"z")
+            transports[1].close()
+            assert arrived()[1] == b"yz"
             await asyncio.sleep(0)
-            for transport in transports[:5]:
-                transport.write(b"x")
-            assert arrived()[:5] == [b"x", b"", b"", b"", b""]
+            # Not for more than so many others, but until the callback has returned.
+            rest = transports[3:]
+            early: list[int] = []
+            for transport in rest:
+                loop.call_soon(transport.write, b"z")
+            loop.call_soon(lambda: early.append(arrived()[3:].count(b"z")))
             await asyncio.sleep(0)
-            assert arrived()[:5] == [b"", b"x", b"x", b"x", b"x"]
-        # A look at one of them sends its own.
-        for transport in transports[:3]:
-            transport.write(b"y")
-        assert transports[2].get_write_buffer_size() == 0
-        assert arrived()[:3] == [b"y", b"", b"y"]
-        transports[1].write(b"z")
-        transports[1].close()
-        assert arrived()[1] == b"yz"
-        await asyncio.sleep(0)
-        # Not for more than so many others, but until the callback has returned.
-        rest = transports[3:]
-        early: list[int] = []
-        for transport in rest:
-            loop.call_soon(transport.write, b"z")
-        loop.call_soon(lambda: early.append(arrived()[3:].count(b"z")))
-        await asyncio.sleep(0)
-        assert 1 < early[0] < len(rest)
-        await asyncio.sleep(0)
-        assert early[0] + arrived()[3:].count(b"z") == len(rest)
-        for transport in rest:
-            transport.write(b"all")
-        assert arrived()[3:] == [b"all"] + [b""] * 36
-        await asyncio.sleep(0)
-        assert arrived()[3:] == [b""] + [b"all"] * 36
-        for transport in transports:
-            transport.abort()
-        await until(lambda: all(ours.fileno() == -1 for ours, _ in pairs))
-        for peer in peers:
-            peer.close()
+            assert 1 < early[0] < len(rest)
+            await asyncio.sleep(0)
+            assert early[0] + arrived()[3:].count(b"z") == len(rest)
+            for transport in rest:
+                transport.write(b"all")
+            assert arrived()[3:] == [b"all"] + [b""] * 36
+            await asyncio.sleep(0)
+            assert arrived()[3:] == [b""] + [b"all"] * 36
 
     run(loop, main())
 
@@ -282,28 +288,22 @@ def test_an_error_of_one_does_not_keep_the_others(loop: asyncio.AbstractEventLoo
 @pytest.mark.mioloop_only(reason="asyncio makes a system call for each write")
 def test_one_that_looks_again_and_again_does_not_count_as_many(loop: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
-        pairs = [socketpair() for _ in range(3)]
-        first, patient, curious = [(await connect(ours))[0] for ours, _ in pairs]
+        async with connections(3) as ((first, patient, curious), peers):
 
-        def look() -> None:
-            curious.write(b"z")
-            curious.get_write_buffer_size()
+            def look() -> None:
+                curious.write(b"z")
+                curious.get_write_buffer_size()
 
-        loop.call_soon(first.write, b"x")
-        loop.call_soon(patient.write, b"y")
-        for _ in range(40):
-            loop.call_soon(look)
-        seen: list[bytes] = []
-        loop.call_soon(lambda: seen.extend(receive_all(peer) for _, peer in pairs))
-        await asyncio.sleep(0)
-        assert seen == [b"x", b"", b"z" * 40]
-        await asyncio.sleep(0)
-        assert receive_all(pairs[1][1]) == b"y"
-        for transport in (first, patient, curious):
-            transport.abort()
-        await until(lambda: all(ours.fileno() == -1 for ours, _ in pairs))
-        for _, peer in pairs:
-            peer.close()
+            loop.call_soon(first.write, b"x")
+            loop.call_soon(patient.write, b"y")
+            for _ in range(40):
+                loop.call_soon(look)
+            seen: list[bytes] = []
+            loop.call_soon(lambda: seen.extend(receive_all(peer) for peer in peers))
+            await asyncio.sleep(0)
+            assert seen == [b"x", b"", b"z" * 40]
+            await asyncio.sleep(0)
+            assert receive_all(peers[1]) == b"y"
 
     run(loop, main())
 
@@ -350,40 +350,34 @@ def test_another_threads_writes_do_not_wait_for_the_loop(loop: asyncio.AbstractE
     """They are not allowed, and work all the same."""
 
     async def main() -> None:
-        pairs = [socketpair() for _ in range(3)]
-        transports = [(await connect(ours))[0] for ours, _ in pairs]
-        for _, peer in pairs:
-            peer.settimeout(SAFETY)
-        # One that is used to writing twice.
-        transports[0].write(b"head")
-        transports[0].write(b"body")
-        assert pairs[0][1].recv(4) == b"head"
         asleep = threading.Event()
+        async with connections(3) as (transports, peers):
+            for peer in peers:
+                peer.settimeout(SAFETY)
+            # One that is used to writing twice.
+            transports[0].write(b"head")
+            transports[0].write(b"body")
+            assert peers[0].recv(4) == b"head"
 
-        def write() -> list[bytes]:
-            assert pairs[0][1].recv(4) == b"body"
-            asleep.wait()
-            for transport in transports:
-                transport.write(b"x")
-            return [peer.recv(1) for _, peer in pairs]
+            def write() -> list[bytes]:
+                assert peers[0].recv(4) == b"body"
+                asleep.wait()
+                for transport in transports:
+                    transport.write(b"x")
+                return [peer.recv(1) for peer in peers]
 
-        def wake_the_writer() -> None:
-            # As good as certain: the loop has nothing else to do by then.
-            time.sleep(0.05)
-            asleep.set()
+            def wake_the_writer() -> None:
+                # As good as certain: the loop has nothing else to do by then.
+                time.sleep(0.05)
+                asleep.set()
 
-        with concurrent.futures.ThreadPoolExecutor() as threads:
-            written = threads.submit(write)
-            woken = loop.create_future()
-            written.add_done_callback(lambda _: loop.call_soon_threadsafe(woken.set_result, None))
-            threads.submit(wake_the_writer)
-            await woken
-            assert written.result() == [b"x"] * 3
-        for transport in transports:
-            transport.abort()
-        await until(lambda: all(ours.fileno() == -1 for ours, _ in pairs))
-        for _, peer in pairs:
-            peer.close()
+            with concurrent.futures.ThreadPoolExecutor() as threads:
+                written = threads.submit(write)
+                woken = loop.create_future()
+                written.add_done_callback(lambda _: loop.call_soon_threadsafe(woken.set_result, None))
+                threads.submit(wake_the_writer)
+                await woken
+                assert written.result() == [b"x"] * 3
 
     run(loop, main())
 
