@@ -18,7 +18,7 @@ use super::mailbox::os_error;
 use super::outcome::stat_result;
 use super::paths::LARGE;
 use crate::sys;
-use crate::sys::found::{self, Found};
+use crate::sys::found::{self, Found, Opened};
 
 /// About a millisecond.
 const IN_A_ROW: u32 = 64;
@@ -56,23 +56,18 @@ fn with_found<T: Send>(
     }
 }
 
-fn open(found: &Found, buffering: usize) -> sys::Result<Box<Buffered>> {
-    let (file, local) = found.open()?;
-    let mut buffered = Buffered::new(file, true, buffering);
-    buffered.set_size_hint(found.size());
-    buffered.set_local(Some(local));
-    Ok(Box::new(buffered))
+fn buffered(opened: Opened, buffering: usize) -> Box<Buffered> {
+    let mut buffered = Buffered::new(opened.file, true, buffering);
+    buffered.set_size_hint(opened.size);
+    buffered.set_local(Some(opened.local));
+    Box::new(buffered)
 }
 
 /// Opens a file for reading; as `Mailbox.open`.
 #[pyfunction]
 pub fn _open_at_once(path: &[u8], name: &Bound<'_, PyAny>, buffering: usize) -> PyResult<Option<File>> {
-    let open = |found: &Found| {
-        let buffered = open(found, buffering)?;
-        found::make_ordinary(buffered.file())?;
-        Ok(buffered)
-    };
-    in_turn(|| Ok(with_found(path, name, true, open)?.map(File::new)))
+    let open = |found: &Found| Ok(buffered(found.open()?, buffering));
+    in_turn(|| Ok(with_found(path, name, true, open)?.map(File::new_nonblocking)))
 }
 
 /// Reads a whole file; as `Mailbox.read_bytes`. The result is the file, opened, if there is more to be done.
@@ -80,8 +75,10 @@ pub fn _open_at_once(path: &[u8], name: &Bound<'_, PyAny>, buffering: usize) -> 
 pub fn _read_at_once<'py>(path: &[u8], name: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = name.py();
     let read = |found: &Found| {
-        let mut buffered = open(found, LARGE as usize)?;
-        let fill = buffered.try_fill(Need::All);
+        let opened = found.open()?;
+        let (size, times) = (opened.size, opened.times);
+        let mut buffered = buffered(opened, LARGE as usize);
+        let fill = buffered.try_fill_from(Need::All, size, &times);
         Ok((buffered, fill))
     };
     in_turn(|| {
@@ -89,7 +86,7 @@ pub fn _read_at_once<'py>(path: &[u8], name: &Bound<'py, PyAny>) -> PyResult<Opt
         match fill.and_then(|fill| buffered.take(py, Need::All, fill)) {
             // Closed as it is dropped. It had a name just now, so that takes no time.
             Some(bytes) => Ok(Some(bytes?.into_any())),
-            None => Ok(Some(Bound::new(py, File::new(buffered))?.into_any())),
+            None => Ok(Some(Bound::new(py, File::new_nonblocking(buffered))?.into_any())),
         }
     })
 }
@@ -102,7 +99,7 @@ pub fn _stat_at_once<'py>(
     follow: bool,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     in_turn(|| {
-        let metadata = with_found(path, name, follow, Found::metadata)?;
+        let metadata = with_found(path, name, follow, |found| found.metadata())?;
         metadata.map(|metadata| stat_result(name.py(), &metadata)).transpose()
     })
 }

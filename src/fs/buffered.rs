@@ -24,6 +24,7 @@ use pyo3::types::PyBytes;
 
 use super::memory::{Memory, Unfinished, new_bytes};
 use crate::sys::files;
+use crate::sys::found::Times;
 use crate::sys::local::Local;
 use crate::sys::{Error, Result};
 
@@ -202,14 +203,22 @@ impl Buffered {
 
     /// `fill` without waiting, from the page cache; None: it is for `fill` to do.
     pub fn try_fill(&mut self, need: Need) -> Option<u64> {
+        if !self.may_try() {
+            return None;
+        }
+        // Whatever the error, the job comes across it too, or knows no such thing.
+        let metadata = self.file.metadata().ok()?;
+        let position = files::seek(&self.file, 0, libc::SEEK_CUR).ok()?;
+        self.try_fill_from(need, metadata.len().saturating_sub(position), &Times::from(&metadata))
+    }
+
+    /// As `try_fill`, of a file of which it is known how much is `left`, and its times.
+    pub fn try_fill_from(&mut self, need: Need, left: u64, times: &Times) -> Option<u64> {
         if !mem::take(&mut self.may_try) || self.capacity == 0 {
             return None;
         }
         let local = self.local?;
-        // Whatever the error, the job comes across it too, or knows no such thing.
-        let metadata = self.file.metadata().ok()?;
-        let position = files::seek(&self.file, 0, libc::SEEK_CUR).ok()?;
-        let left = usize::try_from(metadata.len().saturating_sub(position)).unwrap_or(usize::MAX);
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
         let size = match need {
             Need::Exactly(size) | Need::Some(size) => size.min(left),
             Need::All => left,
@@ -224,7 +233,7 @@ impl Buffered {
         self.make_room(most);
         let spare = self.memory.spare();
         let length = spare.len().min(most);
-        let count = local.read_cached(&self.file, &metadata, &mut spare[..length]).ok()?;
+        let count = local.read_cached(&self.file, times, &mut spare[..length]).ok()?;
         // SAFETY: the call has filled so many.
         unsafe { self.memory.advance(count) };
         self.fill += 1;

@@ -20,6 +20,7 @@ use super::mailbox::{Mailbox, Recipient};
 use super::outcome::Outcome;
 use crate::runtime::{self, Writing};
 use crate::sys;
+use crate::sys::found::make_ordinary;
 
 enum Place {
     Here(Box<Buffered>),
@@ -32,11 +33,17 @@ struct State {
     place: Place,
     /// Somebody has called `close` while a job had the file: it is closed as soon as it is back.
     closing: bool,
+    /// The descriptor has O_NONBLOCK, which means nothing for a regular file, and goes before anybody gets to see it.
+    is_nonblocking: bool,
     close_error: Option<sys::Error>,
     waiting: Vec<Recipient>,
 }
 
 impl State {
+    fn is_closed(&self) -> bool {
+        self.closing || matches!(self.place, Place::Closed)
+    }
+
     fn take_quick_to_close(&mut self) -> Option<Box<Buffered>> {
         match &self.place {
             Place::Here(buffered) if buffered.is_quick_to_close() => {}
@@ -117,8 +124,16 @@ impl File {
     pub fn new(buffered: Box<Buffered>) -> Self {
         let fd = buffered.file().as_raw_fd();
         let place = Place::Here(buffered);
-        let state = State { place, closing: false, close_error: None, waiting: Vec::new() };
+        let (closing, is_nonblocking) = (false, false);
+        let state = State { place, closing, is_nonblocking, close_error: None, waiting: Vec::new() };
         File { fd, shared: Arc::new(Shared { state: Mutex::new(state) }) }
+    }
+
+    /// As `new`, of a descriptor that has O_NONBLOCK.
+    pub fn new_nonblocking(buffered: Box<Buffered>) -> Self {
+        let file = File::new(buffered);
+        file.shared.lock().is_nonblocking = true;
+        file
     }
 
     /// Tries to answer at once; otherwise has `job` do it. `prepare` is what the loop's thread does before; `writes`:
@@ -226,16 +241,20 @@ impl File {
 
     /// The descriptor. ValueError if the file is closed.
     fn fileno(&self) -> PyResult<RawFd> {
-        match self.closed() {
-            true => Err(closed()),
-            false => Ok(self.fd),
+        // Locked to the end: whoever closes the descriptor, so that its number may be another's, asks for the lock first.
+        let mut state = self.shared.lock();
+        if state.is_closed() {
+            return Err(closed());
         }
+        if std::mem::take(&mut state.is_nonblocking) {
+            make_ordinary(self.fd)?;
+        }
+        Ok(self.fd)
     }
 
     #[getter]
     fn closed(&self) -> bool {
-        let state = self.shared.lock();
-        state.closing || matches!(state.place, Place::Closed)
+        self.shared.lock().is_closed()
     }
 
     /// Whether a job has the file.

@@ -8,14 +8,13 @@ use std::fs::File;
 use std::mem::MaybeUninit;
 
 use super::Result;
+use super::found::Times;
 
 pub use platform::Local;
 
 #[cfg(target_os = "linux")]
 mod platform {
-    use std::fs::Metadata;
     use std::os::fd::AsRawFd;
-    use std::os::unix::fs::MetadataExt;
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -130,13 +129,13 @@ mod platform {
         pub fn read_cached(
             self,
             file: &File,
-            metadata: &Metadata,
+            times: &Times,
             memory: &mut [MaybeUninit<u8>],
         ) -> Result<usize> {
             let flags = match self {
                 // Which does not know the other.
                 Local::Memory => 0,
-                Local::Disk(notes) if notes.are_due(metadata) => {
+                Local::Disk(notes) if notes.are_due(times) => {
                     return Err(crate::sys::Error { errno: libc::EAGAIN });
                 }
                 Local::Disk(_) => libc::RWF_NOWAIT,
@@ -156,10 +155,8 @@ mod platform {
 
     impl Notes {
         /// Whether a read is taken down now: the kernel may wait for the disk's journal then, come what may.
-        fn are_due(self, metadata: &Metadata) -> bool {
-            let read = (metadata.atime(), metadata.atime_nsec());
-            let written = (metadata.mtime(), metadata.mtime_nsec());
-            let changed = (metadata.ctime(), metadata.ctime_nsec());
+        fn are_due(self, times: &Times) -> bool {
+            let Times { read, written, changed } = *times;
             match self {
                 Notes::Never => false,
                 Notes::Always => true,
@@ -174,8 +171,6 @@ mod platform {
 
 #[cfg(not(target_os = "linux"))]
 mod platform {
-    use std::fs::Metadata;
-
     use super::*;
     use crate::sys::Error;
 
@@ -192,7 +187,7 @@ mod platform {
             Err(false)
         }
 
-        pub fn read_cached(self, _: &File, _: &Metadata, _: &mut [MaybeUninit<u8>]) -> Result<usize> {
+        pub fn read_cached(self, _: &File, _: &Times, _: &mut [MaybeUninit<u8>]) -> Result<usize> {
             Err(Error { errno: libc::ENOSYS })
         }
     }

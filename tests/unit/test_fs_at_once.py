@@ -11,6 +11,7 @@ import os
 import signal
 import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,10 +55,24 @@ def no_context() -> Any:
     raise AssertionError("it needs a thread")
 
 
-@pytest.fixture
-def known(tmp_path: Path) -> Path:
-    """A file that is known to be local, and was read; not where the platform has no such thing."""
-    path = tmp_path / "file"
+@pytest.fixture(params=["here", "memory"])
+def known(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file that is known to be local, and was read; not where the platform has no such thing.
+
+    In memory is also on a mount of its own, which makes a difference: see `src/sys/found.rs`.
+    """
+    if request.param == "here":
+        yield made_known(tmp_path)
+        return
+    memory = Path("/dev/shm")
+    if not memory.is_mount() or not os.access(memory, os.W_OK):
+        pytest.skip("there is no such mount here")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield made_known(Path(folder))
+
+
+def made_known(folder: Path) -> Path:
+    path = folder / "file"
     path.write_bytes(b"one\ntwo\n")
     seen(path)
     asyncio.run(fs.read_bytes(path))
@@ -612,26 +627,40 @@ def test_a_kernel_or_a_container_that_does_not_allow_it(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to change the root")
-def test_without_proc(loop_factory: LoopFactory, known: Path) -> None:
-    """What is opened is opened by its name there."""
+@pytest.mark.parametrize("near", [True, False])
+def test_without_proc(loop_factory: LoopFactory, tmp_path: Path, near: bool) -> None:
+    """What lies on another mount is opened by its name there."""
     before = (
         PRELUDE
+        + f"near = {near}\n"
         + """
-import mioloop, encodings.idna
+import ctypes, mioloop, encodings.idna
+libc = ctypes.CDLL(None, use_errno=True)
+far = os.path.join(folder, "far")
+os.mkdir(far)
+can = near or (
+    libc.unshare(0x20000) == 0
+    and libc.mount(None, b"/", None, 0x44000, None) == 0
+    and libc.mount(b"x", far.encode(), b"tmpfs", 0, None) == 0
+)
+with open(os.path.join(folder if near else far, "file"), "wb") as file:
+    file.write(b"one\\ntwo\\n")
 try:
-    os.chroot(folder)
+    os.chroot(folder if can else "/nowhere")
 except OSError:
     print("cannot", flush=True)
     os._exit(0)
-path = "/file"
+path = "/file" if near else "/far/file"
 fs.open
 """
     )
+    made_known(tmp_path)
     script = READ.replace(", _core._stat_at_once(os.fsencode(path), path, True)", "")
-    result = child(loop_factory, script, known.parent, before)
+    result = child(loop_factory, script, tmp_path, before)
     if result.stdout == "cannot\n":
         pytest.skip("root has not all its powers here")
-    assert (result.returncode, result.stdout) == (0, "[None]\n"), result.stderr
+    expected = "[b'one\\ntwo\\n']\n" if near else "[None]\n"
+    assert (result.returncode, result.stdout) == (0, expected), result.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")

@@ -34,15 +34,12 @@ _WHENCES = {
 class Turns:
     """One operation on a file after the other, in the order in which they came: `async with turns`."""
 
-    __slots__ = ("_lock", "_process", "taken")
+    # Made by whoever comes first, which nobody does as long as the buffer answers.
     _lock: Lock
     _process: int
 
-    def __init__(self) -> None:
-        # The rest is for whoever comes first, which nobody does as long as the buffer answers.
-        self.taken = 0
-        """How many operations there are: under way, or waiting. While there are any, none may jump the
-        queue."""
+    taken = 0
+    """How many operations there are: under way, or waiting. While there are any, none may jump the queue."""
 
     async def __aenter__(self) -> None:
         if self.taken == 0 or self._process != process():

@@ -47,10 +47,14 @@ _MORE_FLAGS = {
 class Mode(NamedTuple):
     """A mode string, taken apart."""
 
-    action: str
-    """One of r, w, a, x."""
+    raw: str
+    """One of r, w, a, x; and a plus sign for an update."""
     update: bool
     binary: bool
+    readable: bool
+    writable: bool
+    flags: int
+    """For open(2)."""
 
     @classmethod
     def parse(cls, mode: str) -> Mode:
@@ -64,25 +68,16 @@ class Mode(NamedTuple):
         actions = letters & set("axrw")
         if len(actions) != 1:
             raise ValueError("must have exactly one of create/read/write/append mode")
-        return cls(actions.pop(), "+" in letters, "b" in letters)
-
-    @property
-    def raw(self) -> str:
-        return self.action + "+" * self.update
-
-    @property
-    def readable(self) -> bool:
-        return self.update or self.action == "r"
-
-    @property
-    def writable(self) -> bool:
-        return self.update or self.action != "r"
-
-    @property
-    def flags(self) -> int:
-        """For open(2)."""
-        access = os.O_RDWR if self.update else os.O_RDONLY if self.action == "r" else os.O_WRONLY
-        return access | _MORE_FLAGS[self.action] | os.O_CLOEXEC
+        action, update = actions.pop(), "+" in letters
+        access = os.O_RDWR if update else os.O_RDONLY if action == "r" else os.O_WRONLY
+        return cls(
+            raw=action + "+" * update,
+            update=update,
+            binary="b" in letters,
+            readable=update or action == "r",
+            writable=update or action != "r",
+            flags=access | _MORE_FLAGS[action] | os.O_CLOEXEC,
+        )
 
 
 parse_mode = lru_cache(64)(Mode.parse)
@@ -235,7 +230,14 @@ async def _open(
             else known_format(encoding, errors, newline)
         )
     size = BUFFER if buffering in (-1, 1) else buffering
-    core = await _open_core(name, parsed, size, closefd, opener)
+    if opener is None and closefd and not isinstance(name, int):
+        sys.audit("open", name, parsed.raw, parsed.flags)
+        path = encode(name)
+        core = _at_once.open(path, name, size) if parsed.raw == "r" else None
+        if core is None:
+            core = await ask(_core.Mailbox.open, path, name, parsed.raw, size)
+    else:
+        core = await _open_otherwise(name, parsed, size, closefd, opener)
     kind = RawFile if buffering == 0 else BufferedFile
     binary = kind(core, name, name_of_mode(parsed.raw), parsed.readable, parsed.writable)
     try:
@@ -272,26 +274,21 @@ def _check(mode: Mode, buffering: int, encoding: str | None, errors: str | None,
         raise ValueError("can't have unbuffered text I/O")
 
 
-async def _open_core(
+async def _open_otherwise(
     name: str | bytes | int,
     mode: Mode,
     buffering: int,
     closefd: bool,
     opener: Callable[[Any, int], int] | None,
 ) -> _core.File:
+    """Takes a descriptor that there is, or that an opener gives."""
     if isinstance(name, int):
         if name < 0:
             raise ValueError("negative file descriptor")
         return await _adopt(name, mode, buffering, closefd, name)
     if not closefd:
         raise ValueError("Cannot use closefd=False with file name")
-    if opener is None:
-        sys.audit("open", name, mode.raw, mode.flags)
-        path = encode(name)
-        file = _at_once.open(path, name, buffering) if mode.raw == "r" else None
-        if file is None:
-            file = await ask(_core.Mailbox.open, path, name, mode.raw, buffering)
-        return file
+    assert opener is not None
     fd = await asyncio.get_running_loop().run_in_executor(None, opener, name, mode.flags)
     if not isinstance(fd, int):
         raise TypeError("expected integer from opener")
