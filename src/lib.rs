@@ -29,7 +29,9 @@ mod _core {
     #[pymodule_export]
     use crate::executor::{ThreadPool, Worker};
     #[pymodule_export]
-    use crate::fs::{_open_at_once, _read_at_once, _stat_at_once, _wait_for_writes, File, Mailbox};
+    use crate::fs::{
+        _open_at_once, _read_at_once, _stat_at_once, _wait_for_writes, _was_others_turn, File, Mailbox,
+    };
     #[pymodule_export]
     use crate::handle::{Handle, TimerHandle};
     #[pymodule_export]

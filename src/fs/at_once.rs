@@ -3,9 +3,9 @@
 //!
 //! Each function gives None where it can't, whatever the reason: a blocking thread does it then, and finds the error.
 //!
-//! Who never waits keeps everybody else from their turn. So after [`IN_A_ROW`] of these the next one is a thread's, whoever
-//! asks, and whoever asked is suspended. (To be suspended without a thread, as by `sleep(0)`, would be cheaper for one
-//! task; of a thousand each would come to nothing again and again.)
+//! Who never waits keeps everybody else from their turn. So after [`IN_A_ROW`] of these the next one is refused, whoever
+//! asks, and [`_was_others_turn`]: it is to be tried again in the next iteration. (If the others have used up that one's too,
+//! it is a thread's: so nobody is refused for ever.)
 
 use std::cell::Cell;
 use std::ffi::CString;
@@ -25,14 +25,23 @@ const IN_A_ROW: u32 = 64;
 
 thread_local! {
     static DONE: Cell<u32> = const { Cell::new(0) };
+    static REFUSED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Has it done, unless it is the others' turn.
 fn in_turn<T>(attempt: impl FnOnce() -> PyResult<Option<T>>) -> PyResult<Option<T>> {
     let done = DONE.get();
-    let result = if done < IN_A_ROW { attempt() } else { Ok(None) };
+    let refused = done >= IN_A_ROW;
+    let result = if refused { Ok(None) } else { attempt() };
     DONE.set(if matches!(result, Ok(None)) { 0 } else { done + 1 });
+    REFUSED.set(refused);
     result
+}
+
+/// Whether that is why the last one on this thread came to nothing.
+#[pyfunction]
+pub fn _was_others_turn() -> bool {
+    REFUSED.take()
 }
 
 /// Has a file found, and does `work` with it. An error if there surely is no such file.

@@ -490,6 +490,28 @@ def test_others_have_their_turn(loop: asyncio.AbstractEventLoop, known: Path) ->
     run(loop, main())
 
 
+def test_giving_way_takes_no_thread(loop: asyncio.AbstractEventLoop, known: Path) -> None:
+    def use_up() -> None:
+        for _ in range(64):
+            at_once(fs.stat(known))
+
+    async def main() -> None:
+        for work in (fs.read_bytes(known), read_ours(known)):
+            use_up()
+            assert work.send(None) is None
+            assert at_once(work) == b"one\ntwo\n"
+        anew()
+        use_up()
+        last: Any = fs.read_bytes(known)
+        assert last.send(None) is None
+        use_up()
+        # It was not even the first of the next iteration: nobody is put off for ever.
+        assert asyncio.isfuture(last.send(None))
+        last.close()
+
+    run(loop, main())
+
+
 def test_it_takes_a_loop(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for enabled in (True, False):
         monkeypatch.setattr(_at_once, "enabled", enabled)

@@ -1,19 +1,33 @@
 """What the loop's thread does itself, as the kernel has it all in memory: see `src/fs/at_once.rs`.
 
-Each function gives None where it can't; a blocking thread does it then.
+Each function gives None where it can't. If it can in the next iteration, `again` does it; else a blocking
+thread.
 """
 
 from __future__ import annotations
 
-from asyncio import get_running_loop
+from asyncio import get_running_loop, sleep
+from collections.abc import Callable
 from os import environ, stat_result
+from typing import TypeVar, TypeVarTuple
 
 from .. import _core
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 # A library that is loaded before all others may have functions of its own in the place of those of the C
 # library, which the threads call.
 enabled = environ.get("MIOLOOP_FS") != "threads" and not environ.get("LD_PRELOAD")
 """What the threads do must not differ."""
+
+
+async def again(attempt: Callable[[*Ts], T | None], *args: *Ts) -> T | None:
+    """The same once more, when it was the others' turn and they have had it."""
+    if not _core._was_others_turn():
+        return None
+    await sleep(0)
+    return attempt(*args)
 
 
 def open(path: bytes, name: str | bytes, buffering: int) -> _core.File | None:

@@ -234,6 +234,8 @@ async def _open(
         sys.audit("open", name, parsed.raw, parsed.flags)
         path = encode(name)
         core = _at_once.open(path, name, size) if parsed.raw == "r" else None
+        if core is None and parsed.raw == "r":
+            core = await _at_once.again(_at_once.open, path, name, size)
         if core is None:
             core = await ask(_core.Mailbox.open, path, name, parsed.raw, size)
     else:

@@ -58,6 +58,8 @@ async def read_bytes(path: StrOrBytesPath) -> bytes:
     encoded = encode(name)
     result = _at_once.read(encoded, name)
     if result is None:
+        result = await _at_once.again(_at_once.read, encoded, name)
+    if result is None:
         result = await ask(Mailbox.read_bytes, encoded, name)
     if isinstance(result, File):
         # It is large, or not in memory: into its final place at once.
@@ -123,6 +125,8 @@ async def stat(
     name = os.fspath(path)
     encoded = encode(name)
     result = _at_once.stat(encoded, name, follow_symlinks)
+    if result is None:
+        result = await _at_once.again(_at_once.stat, encoded, name, follow_symlinks)
     if result is None:
         result = await ask(Mailbox.stat, encoded, name, follow_symlinks)
     return result
