@@ -492,15 +492,16 @@ def test_others_have_their_turn(loop: asyncio.AbstractEventLoop, known: Path) ->
 
 def test_giving_way_takes_no_thread(loop: asyncio.AbstractEventLoop, known: Path) -> None:
     def use_up() -> None:
+        anew()
         for _ in range(64):
             at_once(fs.stat(known))
 
     async def main() -> None:
-        for work in (fs.read_bytes(known), read_ours(known)):
+        for function in (fs.read_bytes, read_ours):
             use_up()
+            work: Any = function(known)
             assert work.send(None) is None
             assert at_once(work) == b"one\ntwo\n"
-        anew()
         use_up()
         last: Any = fs.read_bytes(known)
         assert last.send(None) is None
