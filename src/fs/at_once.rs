@@ -67,7 +67,7 @@ fn with_found<T: Send>(
 
 fn buffered(opened: Opened, buffering: usize) -> Box<Buffered> {
     let mut buffered = Buffered::new(opened.file, true, buffering);
-    buffered.set_size_hint(opened.size);
+    buffered.set_fresh(opened.size, opened.times);
     buffered.set_local(Some(opened.local));
     Box::new(buffered)
 }
@@ -84,10 +84,8 @@ pub fn _open_at_once(path: &[u8], name: &Bound<'_, PyAny>, buffering: usize) -> 
 pub fn _read_at_once<'py>(path: &[u8], name: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = name.py();
     let read = |found: &Found| {
-        let opened = found.open()?;
-        let (size, times) = (opened.size, opened.times);
-        let mut buffered = buffered(opened, LARGE as usize);
-        let fill = buffered.try_fill_from(Need::All, size, &times);
+        let mut buffered = buffered(found.open()?, LARGE as usize);
+        let fill = buffered.try_fill(Need::All);
         Ok((buffered, fill))
     };
     in_turn(|| {

@@ -34,6 +34,9 @@ const DIRECT: usize = 64 * 1024;
 /// How much memory a large read may ask for beyond what the file is known to have.
 const UNKNOWN: usize = 1024 * 1024;
 
+/// The smallest page that there is; larger ones are multiples of it.
+const PAGE: u64 = 4096;
+
 /// What a reader asks for.
 #[derive(Clone, Copy)]
 pub enum Need {
@@ -70,6 +73,8 @@ pub struct Buffered {
     /// Whether the loop may fill the buffer itself: once after the opening and after each job, so that who reads on and on
     /// lets others have their turn.
     may_try: bool,
+    /// The size and the times when the file was opened, as long as its position is the beginning for certain.
+    fresh: Option<(u64, Times)>,
 }
 
 impl Buffered {
@@ -86,6 +91,7 @@ impl Buffered {
             size_hint: 0,
             local: None,
             may_try: false,
+            fresh: None,
         }
     }
 
@@ -98,6 +104,17 @@ impl Buffered {
     pub fn set_local(&mut self, local: Option<Local>) {
         self.local = local;
         self.may_try = local.is_some();
+    }
+
+    /// Says what the file was like as it was opened, just now.
+    pub fn set_fresh(&mut self, size: u64, times: Times) {
+        self.size_hint = size;
+        self.fresh = Some((size, times));
+    }
+
+    /// Others may move the position from now on.
+    pub fn share(&mut self) {
+        self.fresh = None;
     }
 
     pub fn file(&self) -> &File {
@@ -203,21 +220,20 @@ impl Buffered {
 
     /// `fill` without waiting, from the page cache; None: it is for `fill` to do.
     pub fn try_fill(&mut self, need: Need) -> Option<u64> {
-        if !self.may_try() {
-            return None;
-        }
-        // Whatever the error, the job comes across it too, or knows no such thing.
-        let metadata = self.file.metadata().ok()?;
-        let position = files::seek(&self.file, 0, libc::SEEK_CUR).ok()?;
-        self.try_fill_from(need, metadata.len().saturating_sub(position), &Times::from(&metadata))
-    }
-
-    /// As `try_fill`, of a file of which it is known how much is `left`, and its times.
-    pub fn try_fill_from(&mut self, need: Need, left: u64, times: &Times) -> Option<u64> {
         if !mem::take(&mut self.may_try) || self.capacity == 0 {
             return None;
         }
         let local = self.local?;
+        let (left, times) = match self.fresh.take() {
+            // It may have grown since, by what is not in memory. But a read that ends within a page ends with the file.
+            Some((size, times)) if size % PAGE > 0 => (size, times),
+            _ => {
+                // Whatever the error, the job comes across it too, or knows no such thing.
+                let metadata = self.file.metadata().ok()?;
+                let position = files::seek(&self.file, 0, libc::SEEK_CUR).ok()?;
+                (metadata.len().saturating_sub(position), Times::from(&metadata))
+            }
+        };
         let left = usize::try_from(left).unwrap_or(usize::MAX);
         let size = match need {
             Need::Exactly(size) | Need::Some(size) => size.min(left),
@@ -233,7 +249,7 @@ impl Buffered {
         self.make_room(most);
         let spare = self.memory.spare();
         let length = spare.len().min(most);
-        let count = local.read_cached(&self.file, times, &mut spare[..length]).ok()?;
+        let count = local.read_cached(&self.file, &times, &mut spare[..length]).ok()?;
         // SAFETY: the call has filled so many.
         unsafe { self.memory.advance(count) };
         self.fill += 1;
@@ -248,6 +264,7 @@ impl Buffered {
         self.fill += 1;
         self.at_end = false;
         self.may_try = self.local.is_some();
+        self.fresh = None;
         let mut scanned = 0;
         while self.answer(need, scanned).is_none() {
             scanned = self.unread().len();
@@ -393,6 +410,7 @@ impl Buffered {
     }
 
     pub fn seek(&mut self, offset: i64, whence: i32) -> Result<u64> {
+        self.fresh = None;
         self.write_pending()?;
         let kernel = files::seek(&self.file, 0, libc::SEEK_CUR)?;
         let here = kernel.saturating_sub(self.unread().len() as u64) as i64;

@@ -248,6 +248,9 @@ impl File {
         }
         if std::mem::take(&mut state.is_nonblocking) {
             make_ordinary(self.fd)?;
+            if let Place::Here(buffered) = &mut state.place {
+                buffered.share();
+            }
         }
         Ok(self.fd)
     }

@@ -412,6 +412,48 @@ def test_an_open_file_stays_the_same(loop: asyncio.AbstractEventLoop, known: Pat
     run(loop, main())
 
 
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 5000, 8192])
+@pytest.mark.parametrize("after", [1, 3192, 4096, 100_000, -1])
+def test_a_file_that_changes_before_it_is_read(
+    loop: asyncio.AbstractEventLoop, known: Path, size: int, after: int
+) -> None:
+    data = os.urandom(size)
+
+    async def main() -> None:
+        known.write_bytes(data)
+        seen(known)
+        file = at_once(fs.open(known, "rb"))
+        if after < 0:
+            os.truncate(known, size // 2)
+        else:
+            with known.open("ab") as other:
+                other.write(os.urandom(after))
+                other.flush()
+                os.fsync(other.fileno())
+                # Not what was there before, as far as it shares no page with the rest.
+                os.posix_fadvise(other.fileno(), size, 0, os.POSIX_FADV_DONTNEED)
+        assert await file.read() == known.read_bytes()
+        assert await file.read() == b""
+        await file.close()
+
+    run(loop, main())
+
+
+def test_a_position_that_others_move(known: Path) -> None:
+    async def main() -> None:
+        for position in (0, 4, 8):
+            anew()
+            async with fs.open(known, "rb") as file:
+                os.lseek(file.fileno(), position, os.SEEK_SET)
+                assert await file.read() == b"one\ntwo\n"[position:]
+                assert await file.read() == b""
+            async with fs.open(known, "rb") as file:
+                assert await file.seek(position) == position
+                assert await file.read() == b"one\ntwo\n"[position:]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("buffering", [-1, 0])
 def test_the_descriptor_is_an_ordinary_one(known: Path, buffering: int) -> None:
     async def main() -> None:
