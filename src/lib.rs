@@ -30,7 +30,8 @@ mod _core {
     use crate::executor::{ThreadPool, Worker};
     #[pymodule_export]
     use crate::fs::{
-        _open_at_once, _read_at_once, _stat_at_once, _wait_for_writes, _was_others_turn, File, Mailbox,
+        _open_at_once, _others_had_turn, _read_at_once, _refusal, _stat_at_once, _wait_for_writes, File,
+        Mailbox,
     };
     #[pymodule_export]
     use crate::handle::{Handle, TimerHandle};

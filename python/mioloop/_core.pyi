@@ -39,12 +39,13 @@ __all__ = [
     "_enable_streams",
     "_end_debug_calls",
     "_open_at_once",
+    "_others_had_turn",
     "_read_at_once",
+    "_refusal",
     "_stat_at_once",
     "_use_connections",
     "_use_streams",
     "_wait_for_writes",
-    "_was_others_turn",
 ]
 
 _T = TypeVar("_T")
@@ -62,7 +63,8 @@ def _wait_for_writes(seconds: float) -> None: ...
 def _open_at_once(path: bytes, name: str | bytes, buffering: int) -> File | None: ...
 def _read_at_once(path: bytes, name: str | bytes) -> bytes | File | None: ...
 def _stat_at_once(path: bytes, name: str | bytes, follow: bool) -> stat_result | None: ...
-def _was_others_turn() -> bool: ...
+def _refusal() -> int: ...
+def _others_had_turn(refusal: int) -> None: ...
 
 @disjoint_base
 class Handle:

@@ -3,12 +3,12 @@
 //!
 //! Each function gives None where it can't, whatever the reason: a blocking thread does it then, and finds the error.
 //!
-//! Who never waits keeps everybody else from their turn. So after [`IN_A_ROW`] of these the next one is refused, whoever
-//! asks, and [`_was_others_turn`]: it is to be tried again in the next iteration. (If the others have used up that one's too,
-//! it is a thread's: so nobody is refused for ever.)
+//! Who never waits keeps everybody else from their turn. So after [`IN_A_ROW`] of these all are refused for the rest of the
+//! iteration. Each is done in the next one: the first of the refused begins to count anew, and the others have theirs done
+//! whatever the count is, lest of a thousand each be refused again and again.
 
 use std::cell::Cell;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use pyo3::prelude::*;
 
@@ -18,43 +18,66 @@ use super::mailbox::os_error;
 use super::outcome::stat_result;
 use super::paths::LARGE;
 use crate::sys;
-use crate::sys::found::{self, Found, Opened};
+use crate::sys::found::{Found, Opened, find, find_to_open};
 
 /// About a millisecond.
 const IN_A_ROW: u32 = 64;
 
+#[derive(Clone, Copy)]
+struct Turn {
+    /// The number of this one.
+    number: u64,
+    done: u32,
+    /// The last one was refused.
+    refused: bool,
+    /// The next one has waited for its turn.
+    has_waited: bool,
+}
+
 thread_local! {
-    static DONE: Cell<u32> = const { Cell::new(0) };
-    static REFUSED: Cell<bool> = const { Cell::new(false) };
+    static TURN: Cell<Turn> = const { Cell::new(Turn { number: 1, done: 0, refused: false, has_waited: false }) };
 }
 
 /// Has it done, unless it is the others' turn.
 fn in_turn<T>(attempt: impl FnOnce() -> PyResult<Option<T>>) -> PyResult<Option<T>> {
-    let done = DONE.get();
-    let refused = done >= IN_A_ROW;
-    let result = if refused { Ok(None) } else { attempt() };
-    DONE.set(if matches!(result, Ok(None)) { 0 } else { done + 1 });
-    REFUSED.set(refused);
-    result
+    let mut turn = TURN.get();
+    turn.refused = turn.done >= IN_A_ROW && !turn.has_waited;
+    turn.has_waited = false;
+    turn.done = turn.done.saturating_add(1);
+    TURN.set(turn);
+    if turn.refused { Ok(None) } else { attempt() }
 }
 
-/// Whether that is why the last one on this thread came to nothing.
+/// Whether the last one on this thread was refused: the number of the turn, for `_others_had_turn`, or 0.
 #[pyfunction]
-pub fn _was_others_turn() -> bool {
-    REFUSED.take()
+pub fn _refusal() -> u64 {
+    let turn = TURN.get();
+    if turn.refused { turn.number } else { 0 }
 }
 
-/// Has a file found, and does `work` with it. An error if there surely is no such file.
+/// Has the next one done, which was refused in an earlier iteration.
+#[pyfunction]
+pub fn _others_had_turn(refusal: u64) {
+    let mut turn = TURN.get();
+    turn.has_waited = true;
+    if refusal == turn.number {
+        turn.number += 1;
+        turn.done = 0;
+    }
+    TURN.set(turn);
+}
+
+/// Does `work` with what is found. An error if there surely is no such file.
 ///
 /// Detached: whoever is asked before a file is opened or read (fanotify) may be another thread of this very process.
 fn with_found<T: Send>(
     path: &[u8],
     name: &Bound<'_, PyAny>,
-    follow: bool,
+    find: impl for<'a> FnOnce(&'a CStr) -> sys::Result<Found<'a>> + Send,
     work: impl FnOnce(&Found) -> sys::Result<T> + Send,
 ) -> PyResult<Option<T>> {
     let Ok(path) = CString::new(path) else { return Ok(None) };
-    let found = name.py().detach(|| match found::find(&path, follow) {
+    let found = name.py().detach(|| match find(&path) {
         Ok(found) => Ok(work(&found).ok()),
         Err(error) if error.errno == libc::ENOENT => Err(error),
         Err(_) => Ok(None),
@@ -76,7 +99,7 @@ fn buffered(opened: Opened, buffering: usize) -> Box<Buffered> {
 #[pyfunction]
 pub fn _open_at_once(path: &[u8], name: &Bound<'_, PyAny>, buffering: usize) -> PyResult<Option<File>> {
     let open = |found: &Found| Ok(buffered(found.open()?, buffering));
-    in_turn(|| Ok(with_found(path, name, true, open)?.map(File::new_nonblocking)))
+    in_turn(|| Ok(with_found(path, name, find_to_open, open)?.map(File::new_nonblocking)))
 }
 
 /// Reads a whole file; as `Mailbox.read_bytes`. The result is the file, opened, if there is more to be done.
@@ -89,7 +112,7 @@ pub fn _read_at_once<'py>(path: &[u8], name: &Bound<'py, PyAny>) -> PyResult<Opt
         Ok((buffered, fill))
     };
     in_turn(|| {
-        let Some((mut buffered, fill)) = with_found(path, name, true, read)? else { return Ok(None) };
+        let Some((mut buffered, fill)) = with_found(path, name, find_to_open, read)? else { return Ok(None) };
         match fill.and_then(|fill| buffered.take(py, Need::All, fill)) {
             // Closed as it is dropped. It had a name just now, so that takes no time.
             Some(bytes) => Ok(Some(bytes?.into_any())),
@@ -106,7 +129,7 @@ pub fn _stat_at_once<'py>(
     follow: bool,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     in_turn(|| {
-        let metadata = with_found(path, name, follow, |found| found.metadata())?;
+        let metadata = with_found(path, name, |path| find(path, follow), |found| found.metadata())?;
         metadata.map(|metadata| stat_result(name.py(), &metadata)).transpose()
     })
 }

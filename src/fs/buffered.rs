@@ -224,17 +224,16 @@ impl Buffered {
             return None;
         }
         let local = self.local?;
-        let (left, times) = match self.fresh.take() {
-            // It may have grown since, by what is not in memory. But a read that ends within a page ends with the file.
-            Some((size, times)) if size % PAGE > 0 => (size, times),
-            _ => {
+        let (end, times, position) = match self.fresh.take() {
+            Some((size, times)) => (size, times, 0),
+            None => {
                 // Whatever the error, the job comes across it too, or knows no such thing.
                 let metadata = self.file.metadata().ok()?;
                 let position = files::seek(&self.file, 0, libc::SEEK_CUR).ok()?;
-                (metadata.len().saturating_sub(position), Times::from(&metadata))
+                (metadata.len(), Times::from(&metadata), position)
             }
         };
-        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        let left = usize::try_from(end.saturating_sub(position)).unwrap_or(usize::MAX);
         let size = match need {
             Need::Exactly(size) | Need::Some(size) => size.min(left),
             Need::All => left,
@@ -253,9 +252,16 @@ impl Buffered {
         // SAFETY: the call has filled so many.
         unsafe { self.memory.advance(count) };
         self.fill += 1;
-        // Not because the read was short, as the rest may only not be in memory.
-        self.at_end = count == left;
+        // The file may have grown meanwhile, by what is not in memory. But a read that ends within a page ends with the file.
+        let ends_within = 0 < count && count < length && end % PAGE > 0;
+        self.at_end = count == left && (ends_within || self.is_all_read());
         (self.at_end || self.answer(need, 0).is_some()).then_some(self.fill)
+    }
+
+    fn is_all_read(&self) -> bool {
+        let size = self.file.metadata().map(|metadata| metadata.len());
+        let position = files::seek(&self.file, 0, libc::SEEK_CUR);
+        matches!((position, size), (Ok(position), Ok(size)) if position >= size)
     }
 
     /// Reads until the need can be answered or the file ends. Gives the number to `take` it with.

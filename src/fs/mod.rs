@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
-pub use at_once::{_open_at_once, _read_at_once, _stat_at_once, _was_others_turn};
+pub use at_once::{_open_at_once, _others_had_turn, _read_at_once, _refusal, _stat_at_once};
 pub use file::File;
 pub use mailbox::Mailbox;
 

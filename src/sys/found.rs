@@ -6,9 +6,9 @@
 //! all the same don't have names looked up from memory alone). If it is a regular file of a mount that is known as local,
 //! it is opened.
 //!
-//! By its name a second time, if the way to it stays on one mount: whatever lies there by then is on that mount too, so
-//! that no file server can come between; and if it is another file, it is closed again. Otherwise by its descriptor's name
-//! in /proc, which is twice as dear: it is this very file.
+//! By its path a second time, if that leads from the root to it on one mount: whatever lies there by then is on that mount
+//! too, so that no file server can come between; and if it is another file, it is closed again. Otherwise by its
+//! descriptor's name in /proc, which is twice as dear: it is this very file.
 //!
 //! What may still wait: the root of a mount of 9P or SMB, which has no name to be looked up; and whoever has told the kernel
 //! to be asked, an on-access scanner (fanotify) or a measurement (IMA). So none of this is done with the GIL held.
@@ -23,14 +23,14 @@ use super::{Error, Result};
 
 #[cfg(target_os = "linux")]
 pub use platform::mount;
-pub use platform::{find, learn, make_ordinary};
+pub use platform::{find, find_to_open, learn, make_ordinary};
 
 /// A file that was found, but is not open.
 pub struct Found<'a> {
     path: &'a CStr,
     place: File,
     status: Status,
-    /// The way to it stays on one mount.
+    /// The path leads to it from the root on one mount.
     is_near: bool,
 }
 
@@ -42,9 +42,11 @@ pub struct Opened {
     pub times: Times,
 }
 
+#[derive(Clone, Copy)]
 struct Status {
     mount: u64,
-    inode: u64,
+    /// The device, as the subvolumes of Btrfs have devices of their own on one mount, and the inode there.
+    identity: (u32, u32, u64),
     size: u64,
     times: Times,
     /// A regular file whose contents lie on the disk as they are: the keys or the proof of others may have to be fetched.
@@ -79,11 +81,11 @@ impl Found<'_> {
         if !self.status.is_plain {
             return Err(Error { errno: libc::EAGAIN });
         }
-        let file = match self.is_near {
+        let (file, Status { size, times, .. }) = match self.is_near {
             true => platform::open_again(self.path, &self.status)?,
-            false => platform::open_held(&self.place)?,
+            false => (platform::open_held(&self.place)?, self.status),
         };
-        Ok(Opened { file, local, size: self.status.size, times: self.status.times })
+        Ok(Opened { file, local, size, times })
     }
 
     /// EAGAIN where that would mean to wait.
@@ -129,9 +131,11 @@ mod platform {
         resolve: u64,
     }
 
-    /// Something that it takes is not there (Linux before 6.8, a container that forbids openat2, no /proc): nothing more is
-    /// tried.
+    /// Something that it takes is not there (Linux before 6.8, a container that forbids openat2): nothing more is tried.
     static MISSING: AtomicBool = AtomicBool::new(false);
+
+    /// There is no /proc.
+    static NO_PROC: AtomicBool = AtomicBool::new(false);
 
     fn missing(error: Error) -> Error {
         MISSING.store(true, Relaxed);
@@ -140,16 +144,25 @@ mod platform {
 
     const NEAR: u64 = libc::RESOLVE_CACHED | libc::RESOLVE_NO_XDEV;
 
-    /// How many paths come before one is tried again that may stay on its mount: where they don't, to try is in vain.
+    /// How many paths come before one is tried again that may stay on one mount: where they don't, to try is in vain.
     static FAR: AtomicU32 = AtomicU32::new(0);
 
     /// Finds a file; `follow`: also if the path's last part is a symbolic link. EAGAIN if that would mean to wait; ENOENT
     /// is certain.
     pub fn find(path: &CStr, follow: bool) -> Result<Found<'_>> {
+        found(path, || Ok((hold(path, follow, libc::RESOLVE_CACHED)?, false)))
+    }
+
+    /// As `find`, in such a way that it is cheap to open what was found.
+    pub fn find_to_open(path: &CStr) -> Result<Found<'_>> {
+        found(path, || hold_to_open(path))
+    }
+
+    fn found(path: &CStr, hold_place: impl FnOnce() -> Result<(File, bool)>) -> Result<Found<'_>> {
         if MISSING.load(Relaxed) {
             return Err(Error { errno: libc::EAGAIN });
         }
-        let (place, is_near) = find_place(path, follow).map_err(|error| match error.errno {
+        let (place, is_near) = hold_place().map_err(|error| match error.errno {
             // It may be this path that is at fault.
             libc::ENOSYS | libc::EPERM | libc::EINVAL => match hold(c"/", true, libc::RESOLVE_CACHED) {
                 Ok(_) => error,
@@ -161,16 +174,17 @@ mod platform {
         Ok(Found { path, place, status, is_near })
     }
 
-    fn find_place(path: &CStr, follow: bool) -> Result<(File, bool)> {
+    fn hold_to_open(path: &CStr) -> Result<(File, bool)> {
         let far = FAR.load(Relaxed);
-        if far > 0 {
-            FAR.store(far - 1, Relaxed);
-            return Ok((hold(path, follow, libc::RESOLVE_CACHED)?, false));
+        // A relative path may lead to another mount the second time: another thread may have changed the folder.
+        if far > 0 || !path.to_bytes().starts_with(b"/") {
+            FAR.store(far.saturating_sub(1), Relaxed);
+            return Ok((hold(path, true, libc::RESOLVE_CACHED)?, false));
         }
-        match hold(path, follow, NEAR) {
+        match hold(path, true, NEAR) {
             // EAGAIN is what it says of another mount, too, as long as it follows the path without locks.
             Err(error) if matches!(error.errno, libc::EXDEV | libc::EAGAIN) => {
-                let place = hold(path, follow, libc::RESOLVE_CACHED)?;
+                let place = hold(path, true, libc::RESOLVE_CACHED)?;
                 FAR.store(15, Relaxed);
                 Ok((place, false))
             }
@@ -227,7 +241,7 @@ mod platform {
         let time = |time: libc::statx_timestamp| (time.tv_sec, i64::from(time.tv_nsec));
         Ok(Status {
             mount: status.stx_mnt_id,
-            inode: status.stx_ino,
+            identity: (status.stx_dev_major, status.stx_dev_minor, status.stx_ino),
             size: status.stx_size,
             times: Times {
                 read: time(status.stx_atime),
@@ -242,24 +256,30 @@ mod platform {
     // What was found is opened for reading. It has to be a local regular file: that has no effects but that whoever has a
     // lease on it is told to give it up, which O_NONBLOCK does not wait for.
 
-    /// Opens it by its name, which may be another file's by now: EAGAIN then. (A FIFO there is opened too, and closed
-    /// again; but to open it is what the caller has asked for.)
-    pub fn open_again(path: &CStr, found: &Status) -> Result<File> {
+    /// Opens it by its path, which may be another file's by now: EAGAIN then. (If that is a FIFO, a writer who waits for a
+    /// reader may have taken this for one: docs/files.md.)
+    pub fn open_again(path: &CStr, found: &Status) -> Result<(File, Status)> {
         let file = openat2(path, OPEN | libc::O_LARGEFILE, NEAR)?;
         let opened = status(&file)?;
-        match (opened.mount, opened.inode) == (found.mount, found.inode) {
-            true => Ok(file),
+        match (opened.mount, opened.identity) == (found.mount, found.identity) {
+            true => Ok((file, opened)),
             false => Err(Error { errno: libc::EAGAIN }),
         }
     }
 
     pub fn open_held(place: &File) -> Result<File> {
+        if NO_PROC.load(Relaxed) {
+            return Err(Error { errno: libc::EAGAIN });
+        }
         // The thread's, as a thread may have descriptors of its own.
         let name = format!("/proc/thread-self/fd/{}", place.as_raw_fd());
         let file = OpenOptions::new().read(true).custom_flags(OPEN).open(name);
         file.map_err(|error| match Error::from(error) {
             // The file itself is surely there.
-            error if matches!(error.errno, libc::ENOENT | libc::ENOTDIR) => missing(error),
+            error if matches!(error.errno, libc::ENOENT | libc::ENOTDIR) => {
+                NO_PROC.store(true, Relaxed);
+                error
+            }
             error => error,
         })
     }
@@ -285,7 +305,11 @@ mod platform {
 
     pub fn learn(_path: &CStr, _follow: bool) {}
 
-    pub fn open_again(_path: &CStr, _found: &Status) -> Result<File> {
+    pub fn find_to_open(_path: &CStr) -> Result<Found<'_>> {
+        Err(MISSING)
+    }
+
+    pub fn open_again(_path: &CStr, _found: &Status) -> Result<(File, Status)> {
         Err(MISSING)
     }
 
@@ -322,7 +346,7 @@ mod tests {
             text
         };
         let (path_name, other_name) = (name(&path), name(&other));
-        if let Ok(mut found) = find(&path_name, true) {
+        if let Ok(mut found) = find_to_open(&path_name) {
             UNKNOWN.store(true, Relaxed);
             learn(&path_name, true);
             let is_known = found.open().is_ok_and(|opened| text(opened) == "found");
@@ -333,7 +357,7 @@ mod tests {
             assert!(found.open().is_err());
             found.is_near = false;
             assert_eq!(found.open().is_ok_and(|opened| text(opened) == "found"), is_known);
-            if let Ok(fifo) = find(&path_name, true) {
+            if let Ok(fifo) = find_to_open(&path_name) {
                 assert_eq!(fifo.open().err(), Some(Error { errno: libc::EAGAIN }));
             }
             let absent = find(&other_name, true).err().unwrap();

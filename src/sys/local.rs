@@ -101,7 +101,9 @@ mod platform {
                 flags if flags & RELATIME != 0 => (Notes::Seldom, DISK_NOTES_SELDOM),
                 _ => (Notes::Always, DISK_NOTES_ALWAYS),
             };
-            let (local, kind) = match status.f_type {
+            // Signed or not, as the C library has it.
+            #[allow(clippy::unnecessary_cast)]
+            let (local, kind) = match status.f_type as libc::c_long {
                 libc::TMPFS_MAGIC => (Some(Local::Memory), MEMORY),
                 libc::EXT4_SUPER_MAGIC | libc::XFS_SUPER_MAGIC | libc::BTRFS_SUPER_MAGIC => {
                     (Some(Local::Disk(notes)), disk)

@@ -1,7 +1,6 @@
 """What the loop's thread does itself, as the kernel has it all in memory: see `src/fs/at_once.rs`.
 
-Each function gives None where it can't. If it can in the next iteration, `again` does it; else a blocking
-thread.
+Each function gives None where it can't. If it was only not its turn, `again` does it; else a blocking thread.
 """
 
 from __future__ import annotations
@@ -24,9 +23,11 @@ enabled = environ.get("MIOLOOP_FS") != "threads" and not environ.get("LD_PRELOAD
 
 async def again(attempt: Callable[[*Ts], T | None], *args: *Ts) -> T | None:
     """The same once more, when it was the others' turn and they have had it."""
-    if not _core._was_others_turn():
+    refusal = _core._refusal()
+    if not refusal:
         return None
     await sleep(0)
+    _core._others_had_turn(refusal)
     return attempt(*args)
 
 
