@@ -65,8 +65,8 @@ impl EventLoop {
     /// Takes the result of a job, in whatever thread. A closed loop is not interested.
     pub fn post(&self, py: Python<'_>, finished: Finished) -> Option<News> {
         self.check_open(py).ok()?;
-        self.push_incoming(Ready::Finished(Box::new(finished)));
-        Some(News { rung: self.shared.rung.clone(), waker: self.claim_waker() })
+        self.push_ready(py, Ready::Finished(Box::new(finished)));
+        Some(News { rung: self.shared.rung.clone(), waker: self.claim_waker(py) })
     }
 
     pub fn job_begun(&self, py: Python<'_>) {

@@ -12,7 +12,7 @@ mod tasks;
 mod turn;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use mio::Waker;
@@ -88,13 +88,17 @@ impl Owner {
     }
 }
 
+/// The loop comes to what is queued by itself.
+const AWAKE: u8 = 0;
+/// It has nothing to do, and looks at this once more before it sleeps.
+const DROWSY: u8 = 1;
+/// It is in a poll that may last. Whoever has queued something sets `AWAKE`, and who finds this in its place wakes it.
+const ASLEEP: u8 = 2;
+
 /// What any thread may touch, without the interpreter lock's help.
 struct Shared {
-    /// What other threads have scheduled, in order, until the loop takes it over.
-    incoming: Mutex<Vec<Ready>>,
-    has_incoming: AtomicBool,
-    /// The loop is in a poll that may last, or about to enter it: whoever has something for it must wake it, once.
-    sleeping: AtomicBool,
+    /// `AWAKE`, `DROWSY` or `ASLEEP`.
+    sleep: AtomicU8,
     stopping: AtomicBool,
     return_signal: ReturnSignal,
     waker: Mutex<Option<Arc<Waker>>>,
@@ -169,18 +173,12 @@ impl EventLoop {
         if self.in_run.get(py) {
             self.leave_run(py);
         }
-        let incoming = self.take_incoming();
         let ready = self.ready.replace(py, VecDeque::new());
         let timers = self.timers.replace(py, TimerQueue::new());
         let owners = self.reactor.borrow_mut(py).as_mut().map(Reactor::take_all);
         let turn = self.turn.replace(py, Turn::default());
         let names = self.name_service.replace(py, None);
-        drop((incoming, ready, timers, owners, turn, names));
-    }
-
-    fn take_incoming(&self) -> Vec<Ready> {
-        self.shared.has_incoming.store(false, Ordering::SeqCst);
-        std::mem::take(&mut *self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner))
+        drop((ready, timers, owners, turn, names));
     }
 }
 
@@ -281,9 +279,7 @@ impl EventLoop {
             many_wait: AttachedValue::new(false),
             task_factory: Slot::empty(),
             shared: Shared {
-                incoming: Mutex::new(Vec::new()),
-                has_incoming: AtomicBool::new(false),
-                sleeping: AtomicBool::new(false),
+                sleep: AtomicU8::new(AWAKE),
                 stopping: AtomicBool::new(false),
                 return_signal: ReturnSignal::default(),
                 waker: Mutex::new(Some(Arc::new(waker))),
@@ -331,7 +327,7 @@ impl EventLoop {
             Ok((poller, reactor.waker()?))
         })??;
         // The thread that sat in the poll is not there any more, unless it is this one, which is not in it.
-        this.shared.sleeping.store(false, Ordering::SeqCst);
+        this.shared.sleep.store(AWAKE, Ordering::SeqCst);
         let waker = this.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::new(waker));
         drop((this.poller.replace(py, Some(poller)), waker));
         this.forget_jobs(py);
@@ -404,7 +400,6 @@ impl EventLoop {
     /// A picture of the handles that are ready; changing it changes nothing.
     #[getter]
     fn _ready<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        self.take_over_incoming(py);
         let handles: Vec<Py<Handle>> = (self.ready.borrow_mut(py).iter())
             .filter_map(|ready| match ready {
                 Ready::Call(handle) => Some(handle.clone_ref(py)),
@@ -455,11 +450,6 @@ impl EventLoop {
         }
         if let Ok(names) = self.name_service.borrow_for_traverse() {
             visit.call(names.as_ref())?;
-        }
-        if let Ok(incoming) = self.shared.incoming.try_lock() {
-            for item in incoming.iter() {
-                item.traverse(visit)?;
-            }
         }
         Ok(())
     }

@@ -1,8 +1,7 @@
-//! One iteration: take in what other threads have left, look for I/O and timers, run what was ready.
+//! One iteration: look for I/O and timers, run what was ready.
 //!
 //! ```text
-//!   incoming ──┐
-//!   I/O events ├──> ready ──> run as many as there were when the iteration began
+//!   I/O events ┬──> ready ──> run as many as there were when the iteration began
 //!   timers ────┘      ^                      │
 //!                     └──── call_soon ───────┘
 //! ```
@@ -19,7 +18,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use super::{EventLoop, Owner, Ready};
+use super::{ASLEEP, AWAKE, DROWSY, EventLoop, Owner, Ready, Shared};
 use crate::fd_watch;
 use crate::handle::Handle;
 use crate::py::{Asyncio, is_fatal, track};
@@ -107,7 +106,6 @@ impl EventLoop {
     /// in this run: to begin and end a run costs the same, however many are waiting.
     pub(super) fn leave_run(&self, py: Python<'_>) {
         self.in_run.set(py, false);
-        self.take_over_incoming(py);
         for item in self.ready.borrow_mut(py).iter() {
             if let Ready::Call(handle) = item {
                 track(handle.bind(py));
@@ -118,9 +116,6 @@ impl EventLoop {
 
     fn run_iteration(slf: &Bound<'_, Self>, pace: &mut Pace) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        if this.shared.has_incoming.load(Ordering::SeqCst) {
-            this.take_over_incoming(py);
-        }
         pace.clock.glance();
         let idle = this.ready.borrow_mut(py).is_empty() && this.has_put_off_nothing(py);
         let due = pace.is_poll_due();
@@ -194,7 +189,6 @@ impl EventLoop {
         if polled.is_some() {
             py.check_signals()?;
         }
-        self.take_over_incoming(py);
         Ok(polled.is_some())
     }
 
@@ -207,23 +201,21 @@ impl EventLoop {
         due: bool,
     ) -> Option<sys::Result<()>> {
         let mut farewell = self.take_farewell(py);
-        let shared = &self.shared;
+        let Shared { sleep, rung, .. } = &self.shared;
+        // Nothing was queued, and for that one needs the GIL: whoever has it after us sees this.
+        sleep.store(DROWSY, Ordering::SeqCst);
         let polled = py.detach(|| {
-            if due && farewell.is_watching() {
-                return Some(poller.poll(Some(Duration::ZERO)));
-            }
-            if farewell.say(&shared.rung) {
-                return None;
-            }
-            shared.sleeping.store(true, Ordering::SeqCst);
-            // Whoever came before the flag was up has not woken us.
-            let timeout = match shared.has_incoming.load(Ordering::SeqCst) {
-                true => Some(Duration::ZERO),
-                false => timeout,
+            let polled = if due && farewell.is_watching() {
+                Some(poller.poll(Some(Duration::ZERO)))
+            } else if farewell.say(rung) {
+                None
+            } else {
+                // Whoever came before has not woken us.
+                let fallen = sleep.compare_exchange(DROWSY, ASLEEP, Ordering::SeqCst, Ordering::SeqCst);
+                Some(poller.poll(if fallen.is_ok() { timeout } else { Some(Duration::ZERO) }))
             };
-            let polled = poller.poll(timeout);
-            shared.sleeping.store(false, Ordering::SeqCst);
-            Some(polled)
+            sleep.store(AWAKE, Ordering::SeqCst);
+            polled
         });
         self.put_farewell(py, farewell);
         polled

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyType};
 use pyo3::{ffi, intern};
 
-use super::{EventLoop, Ready};
+use super::{ASLEEP, AWAKE, EventLoop, Ready};
 use crate::handle::{Handle, TimerHandle, add_delay};
 use crate::py::{Arguments, Function, add_method, enter_fast};
 use crate::sys;
@@ -133,8 +133,8 @@ impl EventLoop {
             check_callback(slf, callback, "call_soon_threadsafe")?;
         }
         let handle = Handle::create_from_thread(slf, callback, args, context)?;
-        this.push_incoming(Ready::Call(handle.clone().unbind()));
-        this.wake()?;
+        this.push_ready(py, Ready::Call(handle.clone().unbind()));
+        this.wake(py)?;
         Ok(handle)
     }
 
@@ -166,8 +166,8 @@ impl EventLoop {
 #[pymethods]
 impl EventLoop {
     /// Wakes the loop from its poll; the standard library calls it after scheduling from another thread.
-    fn _write_to_self(&self) -> PyResult<()> {
-        self.wake()
+    fn _write_to_self(&self, py: Python<'_>) -> PyResult<()> {
+        self.wake(py)
     }
 }
 
@@ -199,39 +199,35 @@ impl EventLoop {
         drop(held.map(|timer| timer.into_bound(py)));
     }
 
-    /// Queues something for the next iteration, behind whatever other threads have scheduled before: in one thread,
-    /// calls of `call_soon` and `call_soon_threadsafe` run in the order they were made.
+    /// Queues something for the next iteration, from any thread; one that is not the loop's has to wake it then.
     #[inline(always)]
     pub(super) fn push_ready(&self, py: Python<'_>, item: Ready) {
-        if self.shared.has_incoming.load(Ordering::Relaxed) {
-            self.take_over_incoming(py);
-        }
         self.ready.borrow_mut(py).push_back(item);
     }
 
-    pub(super) fn take_over_incoming(&self, py: Python<'_>) {
-        let incoming = self.take_incoming();
-        self.ready.borrow_mut(py).extend(incoming);
-    }
-
-    pub(super) fn push_incoming(&self, item: Ready) {
-        self.shared.incoming.lock().unwrap_or_else(PoisonError::into_inner).push(item);
-        self.shared.has_incoming.store(true, Ordering::SeqCst);
-    }
-
-    /// Ends the loop's sleep, if it sleeps. Many calls in a row cost one system call: the first one takes the flag.
-    fn wake(&self) -> PyResult<()> {
-        match self.claim_waker() {
+    /// Ends the loop's sleep, if it sleeps. Many calls in a row cost one system call, the first one's.
+    #[inline]
+    fn wake(&self, py: Python<'_>) -> PyResult<()> {
+        match self.claim_waker(py) {
             Some(waker) => Ok(waker.wake().map_err(sys::Error::from)?),
             None => Ok(()),
         }
     }
 
     /// What to wake the loop with. Nobody else will do it, so this is not to be given up.
-    pub(super) fn claim_waker(&self) -> Option<Arc<Waker>> {
-        // Looked at first, because to take it costs more, and it is seldom up.
-        if !self.shared.sleeping.load(Ordering::SeqCst) || !self.shared.sleeping.swap(false, Ordering::SeqCst)
-        {
+    #[inline]
+    pub(super) fn claim_waker(&self, _py: Python<'_>) -> Option<Arc<Waker>> {
+        // Most often so, and to change it costs more. Relaxed will do: the loop leaves this state with the GIL, which the
+        // caller has; and whoever brings it back sees to it that the loop looks at the queue once more.
+        if self.shared.sleep.load(Ordering::Relaxed) == AWAKE {
+            return None;
+        }
+        self.take_waker()
+    }
+
+    #[cold]
+    fn take_waker(&self) -> Option<Arc<Waker>> {
+        if self.shared.sleep.swap(AWAKE, Ordering::SeqCst) != ASLEEP {
             return None;
         }
         self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -55,6 +56,29 @@ def test_each_wakes_the_loop_anew(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_forever()
     thread.join(SAFETY)
     assert log == list(range(200))
+
+
+def test_each_wakes_a_loop_that_also_waits_for_a_job(loop: asyncio.AbstractEventLoop) -> None:
+    """It watches for the job's end for a moment before it sleeps: some calls come then, some later."""
+    over, turn = threading.Event(), threading.Semaphore(0)
+    in_time: list[bool] = []
+
+    def from_outside() -> None:
+        for number in range(2000):
+            if number % 3 == 0:
+                time.sleep(number % 50 * 1e-6)
+            loop.call_soon_threadsafe(turn.release)
+            in_time.append(turn.acquire(timeout=SAFETY))
+        over.set()
+
+    async def main() -> None:
+        thread = threading.Thread(target=from_outside)
+        thread.start()
+        await loop.run_in_executor(None, over.wait)
+        thread.join(SAFETY)
+
+    run(loop, main())
+    assert in_time == [True] * 2000
 
 
 def test_before_the_run(loop: asyncio.AbstractEventLoop) -> None:
