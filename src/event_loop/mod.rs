@@ -127,6 +127,8 @@ pub struct EventLoop {
     many_wait: AttachedValue<bool>,
     /// What makes tasks instead of `asyncio.Task`.
     task_factory: Slot,
+    /// `{"loop": self}`, for `tasks.rs`; only within `_run_once`, as the two keep each other alive.
+    loop_keyword: Slot<PyDict>,
     shared: Shared,
     name_service: AttachedCell<Option<Py<NameService>>>,
 }
@@ -278,6 +280,7 @@ impl EventLoop {
             in_run: AttachedValue::new(false),
             many_wait: AttachedValue::new(false),
             task_factory: Slot::empty(),
+            loop_keyword: Slot::empty(),
             shared: Shared {
                 sleep: AtomicU8::new(AWAKE),
                 stopping: AtomicBool::new(false),
@@ -432,6 +435,7 @@ impl EventLoop {
             }
         }
         self.task_factory.traverse(visit)?;
+        self.loop_keyword.traverse(visit)?;
         // While the loop runs, its timers are surely alive, and may be many: what the collector is not told of, it keeps.
         if (!self.in_run.get_for_traverse() || self.debug.get_for_traverse())
             && let Ok(timers) = self.timers.borrow_for_traverse()

@@ -106,6 +106,7 @@ impl EventLoop {
     /// in this run: to begin and end a run costs the same, however many are waiting.
     pub(super) fn leave_run(&self, py: Python<'_>) {
         self.in_run.set(py, false);
+        drop(self.loop_keyword.take(py));
         for item in self.ready.borrow_mut(py).iter() {
             if let Ready::Call(handle) = item {
                 track(handle.bind(py));

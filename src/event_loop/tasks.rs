@@ -110,14 +110,12 @@ impl EventLoop {
             return hand_on(slf, intern!(py, "create_task"), arguments);
         }
         this.check_open(py)?;
-        let keywords = match names {
-            [] => asyncio.loop_keyword.bind(py).clone(),
-            names => {
-                let all =
-                    std::iter::once(intern!(py, "loop").as_any()).chain(names.iter().map(Bound::as_any));
-                PyTuple::new(py, all.collect::<Vec<_>>())?
-            }
-        };
+        if names.is_empty() {
+            let coroutine = PyTuple::new(py, arguments.positional)?;
+            return asyncio.fast_task.bind(py).call(coroutine, Some(&loop_keyword(slf)?));
+        }
+        let keywords = std::iter::once(intern!(py, "loop").as_any()).chain(names.iter().map(Bound::as_any));
+        let keywords = PyTuple::new(py, keywords.collect::<Vec<_>>())?;
         let mut all = [slf.as_ptr(); 4];
         all[0] = arguments.positional[0].as_ptr();
         for (place, value) in all[2..].iter_mut().zip(arguments.values) {
@@ -140,13 +138,24 @@ impl EventLoop {
             let none = Arguments { positional: &[], names: None, values: &[] };
             return hand_on(slf, intern!(py, "create_future"), none);
         }
-        // SAFETY: attached; no argument by position, and one by keyword, the loop, which is alive.
-        unsafe {
-            let (class, keywords) = (asyncio.fast_future.as_ptr(), asyncio.loop_keyword.as_ptr());
-            let future = ffi::PyObject_Vectorcall(class, &slf.as_ptr(), 0, keywords);
-            Bound::from_owned_ptr_or_err(py, future)
-        }
+        asyncio.fast_future.bind(py).call(PyTuple::empty(py), Some(&loop_keyword(slf)?))
     }
+}
+
+/// What asyncio's classes are called with, `{"loop": slf}`, for nobody to change. They have no vectorcall, so they would
+/// get a new dict for each call; a loop that runs keeps this one.
+#[inline]
+fn loop_keyword<'py>(slf: &Bound<'py, EventLoop>) -> PyResult<Bound<'py, PyDict>> {
+    let (py, this) = (slf.py(), slf.get());
+    if let Some(kept) = this.loop_keyword.get(py) {
+        return Ok(kept);
+    }
+    let keyword = PyDict::new(py);
+    keyword.set_item(intern!(py, "loop"), slf)?;
+    if this.in_run.get(py) {
+        drop(this.loop_keyword.put(keyword.clone()));
+    }
+    Ok(keyword)
 }
 
 /// Calls a task factory with the one argument by position, and those by keyword.

@@ -1,7 +1,6 @@
 //! What the core uses of asyncio and the standard library, looked up once.
 
 use pyo3::exceptions::{PyBlockingIOError, PyInterruptedError, PyKeyboardInterrupt, PySystemExit};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
@@ -25,8 +24,6 @@ pub struct Asyncio {
     /// The accelerated `Task` and `Future`; `None` where there are none.
     pub fast_task: Py<PyAny>,
     pub fast_future: Py<PyAny>,
-    /// `("loop",)`
-    pub loop_keyword: Py<PyTuple>,
     pub buffered_protocol: Py<PyAny>,
     pub transport_socket: Py<PyAny>,
     pub socket: Py<PyType>,
@@ -68,7 +65,6 @@ impl Asyncio {
                 futures: py.import("asyncio.futures")?.dict().unbind(),
                 fast_task: attribute("_asyncio", "Task").unwrap_or_else(|_| py.None()),
                 fast_future: attribute("_asyncio", "Future").unwrap_or_else(|_| py.None()),
-                loop_keyword: PyTuple::new(py, [intern!(py, "loop")])?.unbind(),
                 buffered_protocol: attribute("asyncio.protocols", "BufferedProtocol")?,
                 transport_socket: attribute("asyncio.trsock", "TransportSocket")?,
                 socket: class("socket", "socket")?,
