@@ -326,7 +326,9 @@ fn put(
 ) -> PyResult<()> {
     let (py, this) = (slf.py(), slf.get());
     let flusher = flusher(slf, fd, side)?;
-    end(py, this.with_reactor(py, |reactor| register(reactor, fd, side, registrant, file, flusher))??)
+    let ended = this.with_reactor(py, |reactor| register(reactor, fd, side, registrant, file, flusher))??;
+    this.poll_soon(py);
+    end(py, ended)
 }
 
 /// Ends what had been registered in the place of something new.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from asyncio import unix_events
 from collections.abc import Callable
 from typing import Any, TypeVarTuple
@@ -40,12 +41,20 @@ def _exited(loop: Any, pidfd: int, pid: int, callback: Callable[..., object], ar
     try:
         _, status = os.waitpid(pid, 0)
     except ChildProcessError:
-        # Somebody else has waited for it, and has the status.
-        returncode = 255
-        _logger.warning("Unknown child process pid %d, will report returncode 255", pid)
+        # Somebody else has waited for it, and has the status: `Popen.send_signal`, most likely.
+        returncode = _returncode_of_popen(args)
     else:
         returncode = os.waitstatus_to_exitcode(status)
+    if returncode is None:
+        returncode = 255
+        _logger.warning("Unknown child process pid %d, will report returncode 255", pid)
     callback(pid, returncode, *args)
+
+
+def _returncode_of_popen(args: tuple[Any, ...]) -> int | None:
+    """What the process's own object knows, if the handler is a subprocess transport's."""
+    processes = (getattr(arg, "_proc", None) for arg in args)
+    return next((process.returncode for process in processes if isinstance(process, subprocess.Popen)), None)
 
 
 def set_default() -> None:

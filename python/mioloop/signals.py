@@ -4,7 +4,8 @@ CPython's C handler for a signal only takes a note; Python code runs when the ma
 A loop that sleeps in its poll executes none, and the kernel may have interrupted another thread than the one
 that sleeps, or have delivered the signal a moment before the sleep began. So while a loop runs in the main
 thread it owns the *wakeup descriptor* (`signal.set_wakeup_fd`): the C handler writes the signal's number to a
-socket which the loop reads, and that ends the sleep whatever the race.
+socket which the loop reads, and that ends the sleep whatever the race. A program that had a descriptor of its
+own in that place (Twisted's reactor does) gets the numbers passed on.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import contextlib
 import contextvars
 import errno
 import inspect
+import os
 import signal
 import socket
 import threading
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +32,8 @@ class Signals:
     """The signal handlers of one loop, and the wakeup descriptor while it is the loop's."""
 
     def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+        # Weak: a closed loop goes with its last user, not when the collector finds a cycle.
+        self._loop: Loop = weakref.proxy(loop)
         self._handlers: dict[int, _Handler] = {}
         self._sockets: tuple[socket.socket, socket.socket] | None = None
         # The descriptor that ours has taken the place of; None while ours is not in place.
@@ -142,6 +146,10 @@ class Signals:
             numbers = self._sockets[0].recv(4096)
         except (BlockingIOError, InterruptedError):
             return
+        if self._displaced is not None and self._displaced >= 0:
+            # Full or closed: the C handler would have lost them, too.
+            with contextlib.suppress(OSError):
+                os.write(self._displaced, numbers)
         for number in numbers:
             if (handler := self._handlers.get(number)) is not None:
                 callback, args, context = handler

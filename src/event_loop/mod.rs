@@ -125,6 +125,8 @@ pub struct EventLoop {
     in_run: AttachedValue<bool>,
     /// More transports hold writes back than are to wait for one another.
     many_wait: AttachedValue<bool>,
+    /// The next iteration polls.
+    poll_soon: AttachedValue<bool>,
     /// What makes tasks instead of `asyncio.Task`.
     task_factory: Slot,
     /// `{"loop": self}`, for `tasks.rs`; only within `_run_once`, as the two keep each other alive.
@@ -279,6 +281,7 @@ impl EventLoop {
             thread_id: AttachedValue::new(None),
             in_run: AttachedValue::new(false),
             many_wait: AttachedValue::new(false),
+            poll_soon: AttachedValue::new(false),
             task_factory: Slot::empty(),
             loop_keyword: Slot::empty(),
             shared: Shared {

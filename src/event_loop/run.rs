@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The poll is a system call, so a loop that is busy with callbacks does not make one in each iteration: I/O is looked
-//! at when nothing is ready, and otherwise once in [`POLL_INTERVAL`] seconds or [`POLL_ITERATIONS`] iterations,
-//! whichever comes first. Timers are compared with the clock in every iteration, so they keep asyncio's order; but the
+//! at when nothing is ready or a callback has begun to watch a descriptor, and otherwise once in [`POLL_INTERVAL`] seconds
+//! or [`POLL_ITERATIONS`] iterations, whichever comes first. Timers are compared with the clock in every iteration, so they keep asyncio's order; but the
 //! clock is read only if one of them could be due ([`sys::LazyClock`]).
 
 use std::sync::atomic::Ordering;
@@ -119,12 +119,13 @@ impl EventLoop {
         let (py, this) = (slf.py(), slf.get());
         pace.clock.glance();
         let idle = this.ready.borrow_mut(py).is_empty() && this.has_put_off_nothing(py);
-        let due = pace.is_poll_due();
+        let due = pace.is_poll_due() || this.poll_soon.get(py);
         if idle || due {
             let timeout = if idle { this.time_to_sleep(py, pace.clock.read()) } else { Some(Duration::ZERO) };
             if this.poll(py, timeout, due)? {
                 pace.polled = pace.clock.read();
                 pace.iterations = 0;
+                this.poll_soon.set(py, false);
             }
         }
         pace.iterations += 1;

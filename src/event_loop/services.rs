@@ -58,6 +58,11 @@ impl EventLoop {
         }
     }
 
+    /// Has the next iteration look for I/O, however busy it is: for somebody who watches a descriptor from now on.
+    pub fn poll_soon(&self, py: Python<'_>) {
+        self.poll_soon.set(py, true);
+    }
+
     /// Runs something on the reactor; a closed loop has none.
     pub fn with_reactor<R>(
         &self,

@@ -8,6 +8,7 @@
 //! Every call into a protocol may do anything: close the transport, switch its protocol, write to it. So no borrow of
 //! the state spans one, and what was known before the call is looked up again after it.
 
+use std::num::NonZero;
 use std::os::fd::RawFd;
 
 use pyo3::call::PyCallArgs;
@@ -36,6 +37,8 @@ pub(super) struct State {
 
     // Reading.
     pub started: bool,
+    /// The iteration in which reading started, for as long as it may last.
+    pub started_in: Option<NonZero<u64>>,
     pub paused: bool,
     pub readable: bool,
     pub read_closed: bool,
@@ -101,6 +104,7 @@ impl Transport {
                 extra: parts.extra,
                 registration: None,
                 started: false,
+                started_in: None,
                 paused: false,
                 readable: false,
                 read_closed: false,
@@ -140,6 +144,7 @@ impl Transport {
         let registered = {
             let mut state = this.state.borrow_mut(py);
             state.started = true;
+            state.started_in = this.event_loop.get().turn(py);
             state.registration.is_some() || state.closing
         };
         if !registered {
@@ -185,16 +190,20 @@ impl Transport {
             state.short_read_drains &= !readiness.urgent;
         }
         let (mut read, mut written) = (Ok(()), Ok(()));
+        let may_read = readiness.readable && !slf.get().has_just_started(slf.py());
+        if readiness.readable && !may_read {
+            slf.get().read_on(slf.py());
+        }
         // Each half has its turn, whatever the other one raises: the poller will not tell again.
         if let Ok(stream) = slf.cast::<StreamTransport>() {
-            if readiness.readable {
+            if may_read {
                 read = StreamTransport::read_ready(stream);
             }
             if readiness.writable {
                 written = StreamTransport::write_ready(stream);
             }
         } else if let Ok(datagram) = slf.cast::<DatagramTransport>() {
-            if readiness.readable {
+            if may_read {
                 read = DatagramTransport::read_ready(datagram);
             }
             if readiness.writable {
@@ -202,6 +211,18 @@ impl Transport {
             }
         }
         read.and(written)
+    }
+
+    /// Whether reading has started in this very iteration. Whoever waited for the transport goes on in the next one, and
+    /// before there is data: asyncio does not even look for it earlier, and programs rely on that.
+    fn has_just_started(&self, py: Python<'_>) -> bool {
+        let mut state = self.state.borrow_mut(py);
+        let Some(started_in) = state.started_in else { return false };
+        let just_started = self.event_loop.get().turn(py) == Some(started_in);
+        if !just_started {
+            state.started_in = None;
+        }
+        just_started
     }
 
     /// Schedules another read if one is due: the poller will not tell a second time.

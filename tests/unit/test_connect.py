@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -308,5 +309,41 @@ def test_many_connections_at_once(loop: asyncio.AbstractEventLoop) -> None:
                 transport.close()
             await until(lambda: all(protocol.is_lost for _, protocol in made))
             await settle()
+
+    run(loop, main())
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_whoever_waits_for_a_connection_goes_on_before_there_is_data(
+    loop: asyncio.AbstractEventLoop, busy: bool
+) -> None:
+    """However soon it comes, and whatever else the loop has to do."""
+    log: list[str] = []
+
+    class Protocol(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            log.append("made")
+
+        def data_received(self, data: bytes) -> None:
+            log.append("received")
+
+    def keep_busy() -> None:
+        # For long enough that each iteration looks for I/O.
+        time.sleep(0.0004)
+        loop.call_soon(keep_busy)
+
+    async def main() -> None:
+        if busy:
+            keep_busy()
+        for _ in range(20):
+            log.clear()
+            left, right = socketpair()
+            right.send(b"there already")
+            transport, _ = await loop.create_connection(Protocol, sock=left)
+            log.append("connected")
+            await until(lambda: "received" in log)
+            assert log == ["made", "connected", "received"]
+            transport.close()
+            right.close()
 
     run(loop, main())

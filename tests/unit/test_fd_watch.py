@@ -690,3 +690,25 @@ def test_inherited_registrations_are_not_shared(loop: asyncio.AbstractEventLoop,
     assert set(log) == {"twin"}
     loop.remove_reader(twin)
     os.close(twin)
+
+
+def test_a_busy_loop_looks_at_once_for_what_is_watched_from_now_on(
+    loop: asyncio.AbstractEventLoop, pair: Pair
+) -> None:
+    left, right = pair
+    right.send(b"there already")
+    log: list[str] = []
+
+    def called() -> None:
+        log.append("called")
+        loop.remove_reader(left)
+
+    async def main() -> None:
+        for _ in range(20):
+            log.clear()
+            loop.add_reader(left, called)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert log == ["called"]
+
+    run(loop, main())

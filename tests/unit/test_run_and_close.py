@@ -427,3 +427,19 @@ def test_an_unclosed_loop_warns(loop_factory: Callable[[], asyncio.AbstractEvent
         del loop
         gc.collect()
     assert f"unclosed event loop {text}" in [str(warning.message) for warning in warned]
+
+
+def test_a_closed_loop_goes_with_its_last_user(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    gc.disable()
+    try:
+        for used in (False, True):
+            loop = loop_factory()
+            if used:
+                loop.run_until_complete(answer())
+                loop.run_until_complete(loop.run_in_executor(None, int))
+            loop.close()
+            reference = weakref.ref(loop)
+            del loop
+            assert reference() is None
+    finally:
+        gc.enable()

@@ -351,3 +351,38 @@ def test_keyboard_interrupt_while_idle(loop: asyncio.AbstractEventLoop) -> None:
     loop.call_soon(log.append, "goes on")
     run_once(loop)
     assert log == ["goes on"]
+
+
+def test_a_wakeup_descriptor_that_was_there_before(loop: asyncio.AbstractEventLoop) -> None:
+    """Its owner hears of the signals while the loop runs."""
+    reader, writer = pipe()
+    os.set_blocking(writer, False)
+    handled: list[int] = []
+    signal.signal(signal.SIGUSR2, lambda *_: None)
+    signal.set_wakeup_fd(writer)
+    try:
+        seen = bytearray()
+
+        async def main() -> None:
+            loop.add_reader(reader, lambda: seen.extend(os.read(reader, 100)))
+            send(signal.SIGUSR2)
+            while seen != bytes([signal.SIGUSR2]):
+                await asyncio.sleep(0.01)
+            loop.remove_reader(reader)
+
+        run(loop, asyncio.wait_for(main(), SAFETY))
+        assert signal.set_wakeup_fd(writer) == writer
+        # Full: what can't be passed on is lost, and the loop's own handler called all the same.
+        while True:
+            try:
+                os.write(writer, bytes(1000))
+            except BlockingIOError:
+                break
+        loop.add_signal_handler(signal.SIGUSR1, handled.append, 1)
+        send(signal.SIGUSR1)
+        run_until(loop, lambda: handled)
+        loop.remove_signal_handler(signal.SIGUSR1)
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(reader)
+        os.close(writer)

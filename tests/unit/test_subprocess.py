@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -749,5 +750,26 @@ def test_five_hundred(loop: asyncio.AbstractEventLoop) -> None:
         assert codes == [0] * 501
         await until(lambda: descriptors() == before)
         await until(lambda: threading.active_count() == 1)
+
+    run(loop, main())
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the watcher is asyncio's own")
+@pytest.mark.mioloop_only(reason="the watcher is ours")
+def test_a_signal_for_a_process_that_has_just_ended(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever finds it ended has its exit code, which the loop needs."""
+    from mioloop.child_watcher import ChildWatcher
+
+    monkeypatch.setattr(asyncio.get_event_loop_policy(), "_watcher", ChildWatcher(), raising=False)
+
+    async def main() -> None:
+        for send in ("terminate", "kill"):
+            process = await asyncio.create_subprocess_exec(sys.executable, "-c", "raise SystemExit(7)")
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            with contextlib.suppress(ProcessLookupError):
+                getattr(process, send)()
+            assert await process.wait() == 7
 
     run(loop, main())
