@@ -54,7 +54,7 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
 
     def __init__(self, *, tls: str | None = None) -> None:
         super().__init__()
-        self._signals = Signals(self)
+        self._signals = Signals()
         _loops.add(self)
         self._unix_server_sockets: dict[socket.socket, int] = {}
         if sys.version_info >= (3, 14):
@@ -75,7 +75,7 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
         # Here already: 3.13.0's own check comes too late to leave the loop that runs alone.
         self._check_closed()  # type: ignore[attr-defined]
         self._check_running()  # type: ignore[attr-defined]
-        self._signals.begin_run()
+        self._signals.begin_run(self)
         try:
             super().run_forever()
         finally:
@@ -92,7 +92,7 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
             return
         super().close()
         try:
-            self._signals.close()
+            self._signals.close(self)
         finally:
             self._release()
 
@@ -110,7 +110,7 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
         Raises ValueError for what is no signal, RuntimeError for one that can't be caught or outside the main
         thread, TypeError for a coroutine function. As `asyncio.loop.add_signal_handler`.
         """
-        self._signals.add(sig, callback, args)
+        self._signals.add(self, sig, callback, args)
 
     def remove_signal_handler(self, sig: int) -> bool:
         """Give signal `sig` its default action back. Return whether there was a handler.
@@ -359,7 +359,7 @@ def _after_fork() -> None:
     """The child has its parent's loops; from now on they are two of each."""
     for loop in list(_loops):
         loop._after_fork()
-        loop._signals.after_fork()
+        loop._signals.after_fork(loop)
 
 
 os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

@@ -18,7 +18,6 @@ import os
 import signal
 import socket
 import threading
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -29,21 +28,23 @@ _Handler = tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]
 
 
 class Signals:
-    """The signal handlers of one loop, and the wakeup descriptor while it is the loop's."""
+    """The signal handlers of one loop, and the wakeup descriptor while it is the loop's.
 
-    def __init__(self, loop: Loop) -> None:
-        # Weak: a closed loop goes with its last user, not when the collector finds a cycle.
-        self._loop: Loop = weakref.proxy(loop)
+    It is told the loop each time and does not keep it: a closed loop goes with its last user, not when the
+    collector finds a cycle.
+    """
+
+    def __init__(self) -> None:
         self._handlers: dict[int, _Handler] = {}
         self._sockets: tuple[socket.socket, socket.socket] | None = None
         # The descriptor that ours has taken the place of; None while ours is not in place.
         self._displaced: int | None = None
         self._runs = 0
 
-    def begin_run(self) -> None:
+    def begin_run(self, loop: Loop) -> None:
         """Take the wakeup descriptor, if this is the main thread."""
         with contextlib.suppress(ValueError):
-            self._take_wakeup()
+            self._take_wakeup(loop)
         self._runs += 1
 
     def end_run(self) -> None:
@@ -51,7 +52,7 @@ class Signals:
         self._runs -= 1
         self._give_wakeup_back()
 
-    def close(self) -> None:
+    def close(self, loop: Loop) -> None:
         """Give every signal its default action back."""
         for sig in list(self._handlers):
             self.remove(sig)
@@ -59,32 +60,32 @@ class Signals:
         if self._sockets is not None:
             receiver, sender = self._sockets
             self._sockets = None
-            self._loop._remove_reader(receiver)
+            loop._remove_reader(receiver)
             receiver.close()
             sender.close()
 
-    def after_fork(self) -> None:
+    def after_fork(self, loop: Loop) -> None:
         """Part from the parent, whose handlers must not run for the signals of its child."""
         if self._sockets is None:
             return
         for end in self._sockets:
-            self._loop._remove_reader(end)
+            loop._remove_reader(end)
             end.close()
         self._sockets = None
         displaced, self._displaced = self._displaced, None
         if displaced is not None:
-            self._take_wakeup()
+            self._take_wakeup(loop)
             self._displaced = displaced
 
-    def add(self, sig: int, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def add(self, loop: Loop, sig: int, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         """See `Loop.add_signal_handler`."""
         candidate: object = callback
         if inspect.iscoroutine(candidate) or inspect.iscoroutinefunction(callback):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         _check_signal(sig)
-        self._loop._check_closed()  # type: ignore[attr-defined]
+        loop._check_closed()  # type: ignore[attr-defined]
         try:
-            self._take_wakeup()
+            self._take_wakeup(loop)
         except (ValueError, OSError) as error:
             raise RuntimeError(str(error)) from error
         try:
@@ -106,7 +107,7 @@ class Signals:
         self._give_wakeup_back()
         return True
 
-    def _take_wakeup(self) -> None:
+    def _take_wakeup(self, loop: Loop) -> None:
         if self._displaced is not None:
             return
         if self._sockets is None:
@@ -120,7 +121,7 @@ class Signals:
                 sender.close()
                 raise
             self._sockets = (receiver, sender)
-            self._loop._add_reader(receiver, self._read)
+            loop._add_reader(receiver, self._read, loop)
         else:
             displaced = signal.set_wakeup_fd(self._sockets[1].fileno(), warn_on_full_buffer=False)
         self._displaced = displaced
@@ -139,7 +140,7 @@ class Signals:
             _put_wakeup(current)
         self._displaced = None
 
-    def _read(self) -> None:
+    def _read(self, loop: Loop) -> None:
         """The socket is readable: signals have come. (Handlers of `signal.signal` have run by now.)"""
         assert self._sockets is not None
         try:
@@ -153,7 +154,7 @@ class Signals:
         for number in numbers:
             if (handler := self._handlers.get(number)) is not None:
                 callback, args, context = handler
-                self._loop.call_soon(callback, *args, context=context)
+                loop.call_soon(callback, *args, context=context)
 
 
 def _put_wakeup(fd: int) -> int:
