@@ -52,7 +52,10 @@ def _exited(loop: Any, pidfd: int, pid: int, callback: Callable[..., object], ar
 
 
 def _returncode_of_popen(args: tuple[Any, ...]) -> int | None:
-    """What the process's own object knows, if the handler is a subprocess transport's."""
+    """What the process's own object knows, if the handler is a subprocess transport's.
+
+    (0 where it found nobody to wait for either, as `subprocess` has it.)
+    """
     processes = (getattr(arg, "_proc", None) for arg in args)
     return next((process.returncode for process in processes if isinstance(process, subprocess.Popen)), None)
 

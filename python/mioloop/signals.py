@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _Handler = tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]
 
+# The ends that the C handler writes to, of all loops.
+_senders: set[int] = set()
+
 
 class Signals:
     """The signal handlers of one loop, and the wakeup descriptor while it is the loop's.
@@ -39,6 +42,9 @@ class Signals:
         self._sockets: tuple[socket.socket, socket.socket] | None = None
         # The descriptor that ours has taken the place of; None while ours is not in place.
         self._displaced: int | None = None
+        # The same, if it is the program's own: two loops, each in the other's place at some time, would pass
+        # a signal on to each other for ever.
+        self._passes_on_to = -1
         self._runs = 0
 
     def begin_run(self, loop: Loop) -> None:
@@ -60,6 +66,11 @@ class Signals:
         if self._sockets is not None:
             receiver, sender = self._sockets
             self._sockets = None
+            _senders.discard(sender.fileno())
+            # Another loop, which had displaced it, may have put it back.
+            with contextlib.suppress(ValueError):
+                if (current := signal.set_wakeup_fd(-1)) != sender.fileno():
+                    _put_wakeup(current)
             loop._remove_reader(receiver)
             receiver.close()
             sender.close()
@@ -68,14 +79,16 @@ class Signals:
         """Part from the parent, whose handlers must not run for the signals of its child."""
         if self._sockets is None:
             return
+        _senders.discard(self._sockets[1].fileno())
         for end in self._sockets:
             loop._remove_reader(end)
             end.close()
         self._sockets = None
         displaced, self._displaced = self._displaced, None
         if displaced is not None:
+            passes_on_to = self._passes_on_to
             self._take_wakeup(loop)
-            self._displaced = displaced
+            self._displaced, self._passes_on_to = displaced, passes_on_to
 
     def add(self, loop: Loop, sig: int, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         """See `Loop.add_signal_handler`."""
@@ -121,10 +134,12 @@ class Signals:
                 sender.close()
                 raise
             self._sockets = (receiver, sender)
+            _senders.add(sender.fileno())
             loop._add_reader(receiver, self._read, loop)
         else:
             displaced = signal.set_wakeup_fd(self._sockets[1].fileno(), warn_on_full_buffer=False)
         self._displaced = displaced
+        self._passes_on_to = -1 if displaced in _senders else displaced
 
     def _give_wakeup_back(self) -> None:
         if self._displaced is None or self._handlers or self._runs:
@@ -147,10 +162,10 @@ class Signals:
             numbers = self._sockets[0].recv(4096)
         except (BlockingIOError, InterruptedError):
             return
-        if self._displaced is not None and self._displaced >= 0:
+        if self._displaced is not None and self._passes_on_to >= 0:
             # Full or closed: the C handler would have lost them, too.
             with contextlib.suppress(OSError):
-                os.write(self._displaced, numbers)
+                os.write(self._passes_on_to, numbers)
         for number in numbers:
             if (handler := self._handlers.get(number)) is not None:
                 callback, args, context = handler

@@ -84,6 +84,7 @@ impl EventLoop {
     pub fn register(&self, py: Python<'_>, fd: RawFd, direction: Direction, owner: Owner) -> PyResult<Key> {
         let (key, stale) =
             self.with_reactor(py, |reactor| reactor.register(fd, Trigger::Edge, direction, owner))??;
+        self.poll_soon(py);
         cancel_stale(py, stale)?;
         Ok(key)
     }

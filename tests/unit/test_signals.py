@@ -7,13 +7,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from .support import SAFETY, Caught, pipe, run, run_once, run_until
+from .support import SAFETY, Caught, pipe, run, run_once, run_until, settle
 
 HANDLED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGWINCH, signal.SIGCHLD, signal.SIGTERM)
 
@@ -386,3 +386,45 @@ def test_a_wakeup_descriptor_that_was_there_before(loop: asyncio.AbstractEventLo
         signal.set_wakeup_fd(-1)
         os.close(reader)
         os.close(writer)
+
+
+def test_two_loops_do_not_pass_signals_on_to_each_other(
+    loop: asyncio.AbstractEventLoop, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    handled: list[str] = []
+    other = loop_factory()
+
+    async def main() -> None:
+        other.add_signal_handler(signal.SIGUSR1, handled.append, "other")
+
+    try:
+        for _ in range(3):
+            run(loop, main())
+            run(other, settle())
+        send(signal.SIGUSR1)
+        for _ in range(5):
+            run(loop, settle())
+            run(other, settle())
+        assert len(handled) <= 1
+        other.remove_signal_handler(signal.SIGUSR1)
+    finally:
+        other.close()
+
+
+def test_a_loop_does_not_pass_signals_on_to_itself(loop: asyncio.AbstractEventLoop) -> None:
+    handled: list[int] = []
+
+    async def main() -> int:
+        return signal.set_wakeup_fd(-1)
+
+    loop.add_signal_handler(signal.SIGUSR1, handled.append, 1)
+    own = run(loop, main())
+    loop.remove_signal_handler(signal.SIGUSR1)
+    signal.set_wakeup_fd(own)
+    loop.add_signal_handler(signal.SIGUSR1, handled.append, 2)
+    send(signal.SIGUSR1)
+    for _ in range(5):
+        run(loop, settle())
+    assert handled in ([], [2])
+    loop.remove_signal_handler(signal.SIGUSR1)
+    signal.set_wakeup_fd(-1)
