@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 _Handler = tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]
 
-# The ends that the C handler writes to, of all loops.
+# The ends that the C handler writes to, of all loops; and those of them that another loop has put back.
 _senders: set[int] = set()
+_put_back: set[int] = set()
 
 
 class Signals:
@@ -66,11 +67,7 @@ class Signals:
         if self._sockets is not None:
             receiver, sender = self._sockets
             self._sockets = None
-            _senders.discard(sender.fileno())
-            # Another loop, which had displaced it, may have put it back.
-            with contextlib.suppress(ValueError):
-                if (current := signal.set_wakeup_fd(-1)) != sender.fileno():
-                    _put_wakeup(current)
+            self._forget(sender.fileno())
             loop._remove_reader(receiver)
             receiver.close()
             sender.close()
@@ -79,7 +76,7 @@ class Signals:
         """Part from the parent, whose handlers must not run for the signals of its child."""
         if self._sockets is None:
             return
-        _senders.discard(self._sockets[1].fileno())
+        self._forget(self._sockets[1].fileno())
         for end in self._sockets:
             loop._remove_reader(end)
             end.close()
@@ -145,8 +142,14 @@ class Signals:
         if self._displaced is None or self._handlers or self._runs:
             return
         assert self._sockets is not None
+        before = self._displaced
+        if before in _senders:
+            _put_back.add(before)
+        elif before != self._passes_on_to:
+            # Another loop's, which has closed it.
+            before = -1
         try:
-            current = _put_wakeup(self._displaced)
+            current = _put_wakeup(before)
         except ValueError:
             # A loop of the main thread, closed in another: that thread alone could do it.
             return
@@ -154,6 +157,16 @@ class Signals:
             # Somebody has put theirs in the place of ours meanwhile; it is theirs to take away.
             _put_wakeup(current)
         self._displaced = None
+
+    @staticmethod
+    def _forget(sender: int) -> None:
+        """A loop's sender is going to be closed, and its number may be another file's soon."""
+        _senders.discard(sender)
+        if sender in _put_back:
+            _put_back.discard(sender)
+            with contextlib.suppress(ValueError):
+                if (current := signal.set_wakeup_fd(-1)) != sender:
+                    _put_wakeup(current)
 
     def _read(self, loop: Loop) -> None:
         """The socket is readable: signals have come. (Handlers of `signal.signal` have run by now.)"""

@@ -20,7 +20,7 @@ use super::paths::LARGE;
 use crate::sys;
 use crate::sys::found::{Found, Opened, find, find_to_open};
 
-/// About a millisecond.
+/// About half a millisecond.
 const IN_A_ROW: u32 = 64;
 
 #[derive(Clone, Copy)]

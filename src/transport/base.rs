@@ -183,16 +183,18 @@ impl Transport {
 
     /// The source is ready in some way. What this returns as an error leaves the loop, if it is fatal.
     pub fn on_ready(slf: &Bound<'_, Self>, readiness: Readiness) -> PyResult<()> {
-        {
-            let mut state = slf.get().state.borrow_mut(slf.py());
+        let (py, this) = (slf.py(), slf.get());
+        let just_started = {
+            let mut state = this.state.borrow_mut(py);
             state.readable |= readiness.readable;
             state.read_closed |= readiness.read_closed;
             state.short_read_drains &= !readiness.urgent;
-        }
+            state.started_in.is_some() && this.has_just_started(py, &mut state)
+        };
         let (mut read, mut written) = (Ok(()), Ok(()));
-        let may_read = readiness.readable && !slf.get().has_just_started(slf.py());
-        if readiness.readable && !may_read {
-            slf.get().read_on(slf.py());
+        let may_read = readiness.readable && !just_started;
+        if readiness.readable && just_started {
+            this.read_on(py);
         }
         // Each half has its turn, whatever the other one raises: the poller will not tell again.
         if let Ok(stream) = slf.cast::<StreamTransport>() {
@@ -215,14 +217,11 @@ impl Transport {
 
     /// Whether reading has started in this very iteration. Whoever waited for the transport goes on in the next one, and
     /// before there is data: asyncio does not even look for it earlier, and programs rely on that.
-    fn has_just_started(&self, py: Python<'_>) -> bool {
-        let mut state = self.state.borrow_mut(py);
-        let Some(started_in) = state.started_in else { return false };
-        let just_started = self.event_loop.get().turn(py) == Some(started_in);
-        if !just_started {
-            state.started_in = None;
-        }
-        just_started
+    #[cold]
+    fn has_just_started(&self, py: Python<'_>, state: &mut State) -> bool {
+        let turn = self.event_loop.get().turn(py);
+        state.started_in = state.started_in.filter(|_| state.started_in == turn);
+        state.started_in.is_some()
     }
 
     /// Schedules another read if one is due: the poller will not tell a second time.

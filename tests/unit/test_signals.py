@@ -428,3 +428,31 @@ def test_a_loop_does_not_pass_signals_on_to_itself(loop: asyncio.AbstractEventLo
     assert handled in ([], [2])
     loop.remove_signal_handler(signal.SIGUSR1)
     signal.set_wakeup_fd(-1)
+
+
+def test_a_loop_that_was_closed_in_anothers_run(
+    loop: asyncio.AbstractEventLoop, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Its descriptor's number may be another file's by then: it is not put back."""
+    other = loop_factory()
+    other.add_signal_handler(signal.SIGUSR1, lambda: None)
+
+    async def main() -> None:
+        other.close()
+
+    run(loop, main())
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_closing_a_loop_leaves_the_programs_descriptor_in_place(loop: asyncio.AbstractEventLoop) -> None:
+    reader, writer = pipe()
+    os.set_blocking(writer, False)
+    run(loop, settle())
+    signal.set_wakeup_fd(writer)
+    try:
+        loop.close()
+        assert signal.set_wakeup_fd(-1) == writer
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(reader)
+        os.close(writer)
