@@ -31,10 +31,10 @@ __all__ = [
     "StreamWriter",
     "ThreadPool",
     "TimerHandle",
-    "TlsTransport",
     "Transport",
     "Waiter",
     "Worker",
+    "_SSLProtocolTransport",
     "_check_interpreter",
     "_enable_streams",
     "_end_debug_calls",
@@ -231,7 +231,7 @@ class StreamTransport(Transport):
     def _reset_empty_waiter(self) -> None: ...
 
 @final
-class TlsTransport(asyncio.Transport):
+class _SSLProtocolTransport(asyncio.Transport):
     """A connection through TLS; an `asyncio.sslproto._SSLProtocolTransport` in the eyes of `isinstance`.
 
     It is the protocol of the transport beneath at the same time, and has the methods of one.

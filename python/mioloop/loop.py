@@ -172,7 +172,7 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
         server_hostname: str | None = None,
         **timeouts: Any,
     ) -> asyncio.Transport:
-        make: Any = _core.TlsTransport if self.tls == "mioloop" else sslproto.SSLProtocol
+        make: Any = _core._SSLProtocolTransport if self.tls == "mioloop" else sslproto.SSLProtocol
         ssl_protocol = make(self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts)
         self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server, context=context)
         transport: asyncio.Transport = ssl_protocol._app_transport
@@ -213,7 +213,7 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
             raise TypeError(f"transport {transport!r} is not supported by start_tls()")
         beneath: Any = transport
         waiter = self.create_future()
-        secured = _core.TlsTransport(
+        secured = _core._SSLProtocolTransport(
             self,
             protocol,
             sslcontext,

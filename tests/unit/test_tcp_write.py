@@ -80,9 +80,9 @@ def test_small_writes_behind_a_big_one(loop: asyncio.AbstractEventLoop) -> None:
         async with connected(Recorder()) as (transport, _, peer):
             big = os.urandom(BIG)
             transport.write(big)
-            for number in range(3000):
+            for number in range(9000):
                 transport.write(b"%d," % number)
-            tail = b"".join(b"%d," % number for number in range(3000))
+            tail = b"".join(b"%d," % number for number in range(9000))
             assert await receive(peer, BIG + len(tail)) == big + tail
 
     run(loop, main())

@@ -15,7 +15,7 @@ from mioloop import _core
 from .support import run
 from .tls_peer import HOST, Contexts, make_contexts
 
-OWN: type = _core.TlsTransport
+OWN: type = _core._SSLProtocolTransport
 STANDARD: type = sslproto._SSLProtocolTransport
 
 
@@ -106,3 +106,9 @@ def test_a_wrong_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIOLOOP_TLS", "uvloop")
     with pytest.raises(ValueError, match="^MIOLOOP_TLS"):
         mioloop.new_event_loop()
+
+
+def test_the_class_is_known_by_asyncios_name() -> None:
+    # aiosmtplib, for one, tells by it whether a connection is secure.
+    assert OWN is not STANDARD
+    assert OWN.__name__ == STANDARD.__name__

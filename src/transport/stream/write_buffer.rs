@@ -1,4 +1,8 @@
 //! What was written and not yet sent.
+//!
+//! Large immutable objects are kept as they are. Small pieces are gathered: to copy one costs less than to hold the
+//! object and to have the kernel fetch it by a slice of its own, and thousands of tiny writes to a socket that is full
+//! leave in a few system calls, as from asyncio's one buffer.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -10,6 +14,15 @@ use crate::transport::data::Data;
 
 /// How many pieces go into one system call; well below IOV_MAX everywhere.
 pub const MAX_PIECES: usize = 64;
+
+/// A piece of at most so many bytes is put behind the last one, if that is a copy too.
+const SMALL: usize = 256;
+
+/// No further than to this size: what is sent is given back piece by piece.
+const MOST_GATHERED: usize = 16 * 1024;
+
+/// The room for the first small pieces.
+const FIRST_ROOM: usize = 1024;
 
 enum Piece {
     /// An immutable object of the user's: kept, not copied.
@@ -44,6 +57,9 @@ impl WriteBuffer {
             return;
         }
         self.size += left;
+        if left <= SMALL && !self.pieces.is_empty() {
+            return self.gather(&data.as_slice()[sent..]);
+        }
         match data {
             Data::Bytes(bytes) if self.pieces.is_empty() => {
                 self.sent = sent;
@@ -51,6 +67,19 @@ impl WriteBuffer {
             }
             Data::Bytes(bytes) if sent == 0 => self.pieces.push_back(Piece::Bytes(bytes.clone().unbind())),
             data => self.pieces.push_back(Piece::Copied(data.as_slice()[sent..].to_vec())),
+        }
+    }
+
+    fn gather(&mut self, data: &[u8]) {
+        match self.pieces.back_mut() {
+            Some(Piece::Copied(last)) if last.len() + data.len() <= MOST_GATHERED => {
+                last.extend_from_slice(data)
+            }
+            _ => {
+                let mut room = Vec::with_capacity(FIRST_ROOM);
+                room.extend_from_slice(data);
+                self.pieces.push_back(Piece::Copied(room));
+            }
         }
     }
 

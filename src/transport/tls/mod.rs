@@ -142,8 +142,8 @@ struct State {
     late_writes: u32,
 }
 
-/// A connection through TLS (asyncio's `_SSLProtocolTransport`, in the eyes of `isinstance`).
-#[pyclass(frozen, weakref, module = "mioloop._core")]
+/// A connection through TLS. By name it is what asyncio has: programs look for "SSL" in the name of the class.
+#[pyclass(frozen, weakref, name = "_SSLProtocolTransport", module = "mioloop._core")]
 pub struct TlsTransport {
     event_loop: Py<EventLoop>,
     engine: Engine,
@@ -318,8 +318,8 @@ impl TlsTransport {
             (Phase::Wrapped | Phase::Flushing | Phase::Shutdown, _) => " closing",
         };
         Ok(match beneath {
-            Some(beneath) => format!("<TlsTransport{phase} over {}>", beneath.repr()?),
-            None => format!("<TlsTransport{phase}>"),
+            Some(beneath) => format!("<_SSLProtocolTransport{phase} over {}>", beneath.repr()?),
+            None => format!("<_SSLProtocolTransport{phase}>"),
         })
     }
 
@@ -375,7 +375,7 @@ impl Drop for TlsTransport {
             }
             // The interpreter may be on its way to handle an exception when it drops us; it must find it again.
             let pending = PyErr::take(py);
-            let text = self.__repr__(py).unwrap_or_else(|_| "<TlsTransport>".to_owned());
+            let text = self.__repr__(py).unwrap_or_else(|_| "<_SSLProtocolTransport>".to_owned());
             let message = CString::new(format!("unclosed transport {text}")).unwrap_or_default();
             let category = py.get_type::<PyResourceWarning>();
             if let Err(error) = PyErr::warn(py, &category, &message, 1) {
