@@ -425,22 +425,6 @@ fn register(
     Ok(stale.map_or(Replaced::Nothing(None), Replaced::Owner))
 }
 
-/// Calls `callback` whenever a descriptor of the core's own can be read.
-pub fn watch_own(slf: &Bound<'_, EventLoop>, number: RawFd, callback: Bound<'_, PyAny>) -> PyResult<()> {
-    let py = slf.py();
-    let handle = new_handle(slf, callback, PyTuple::empty(py), copy_current_context(py)?)?;
-    put(slf, number, Side::Reader, Registrant::Callback(handle), None)
-}
-
-/// Ends what `watch_own` began.
-pub fn unwatch_own(slf: &Bound<'_, EventLoop>, number: RawFd) -> PyResult<()> {
-    let removed = slf.get().with_reactor(slf.py(), |reactor| {
-        reactor.key_of(number).and_then(|key| take(reactor, key, Side::Reader))
-    })?;
-    drop(removed);
-    Ok(())
-}
-
 /// Wakes `waiter` when the descriptor can be read, or written to.
 pub fn wait_for(
     slf: &Bound<'_, EventLoop>,

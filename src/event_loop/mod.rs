@@ -140,6 +140,15 @@ impl EventLoop {
         self.name_service.borrow_mut(py).as_ref().map(|service| service.bind(py).clone())
     }
 
+    /// Has those who wait for names get the answers that there are.
+    pub(super) fn collect_names(&self, py: Python<'_>) {
+        let service = match self.name_service.borrow_mut(py).as_ref() {
+            Some(service) if service.get().has_answers(py) => service.clone_ref(py),
+            _ => return,
+        };
+        service.get().collect(py);
+    }
+
     pub fn set_name_service(&self, py: Python<'_>, service: Option<Bound<'_, NameService>>) {
         let old = self.name_service.replace(py, service.map(Bound::unbind));
         drop(old);
@@ -342,7 +351,8 @@ impl EventLoop {
             this.forget_turn(py);
             this.leave_run(py);
         }
-        resolver::after_fork(slf)
+        resolver::after_fork(slf);
+        Ok(())
     }
 
     // What `BaseEventLoop` keeps in attributes, its own code and other people's reads and assigns. Here they are

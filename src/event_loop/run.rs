@@ -189,6 +189,7 @@ impl EventLoop {
         drop(self.poller.replace(py, Some(poller)));
         events?;
         if polled.is_some() {
+            self.collect_names(py);
             py.check_signals()?;
         }
         Ok(polled.is_some())

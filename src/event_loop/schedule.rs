@@ -1,7 +1,7 @@
 //! Scheduling: `call_soon` and its kin.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 
 use mio::Waker;
 use pyo3::exceptions::PyTypeError;
@@ -212,6 +212,12 @@ impl EventLoop {
             Some(waker) => Ok(waker.wake().map_err(sys::Error::from)?),
             None => Ok(()),
         }
+    }
+
+    /// For threads that know nothing of Python: it ends a poll, and the next one if none is on.
+    pub fn waker(&self) -> Weak<Waker> {
+        let waker = self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner);
+        waker.as_ref().map_or_else(Weak::new, Arc::downgrade)
     }
 
     /// What to wake the loop with. Nobody else will do it, so this is not to be given up.

@@ -4,14 +4,12 @@ use std::collections::HashMap;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::lookup::Lookup;
 use super::request::Request;
 use super::threads::Threads;
 use crate::event_loop::EventLoop;
-use crate::fd_watch;
 use crate::py::AttachedCell;
 
 /// Made with a loop's first name, and let go of with the loop.
@@ -36,15 +34,12 @@ impl NameService {
         if let Some(service) = event_loop.get().name_service(py) {
             return Ok(service);
         }
-        let threads = Threads::new()?;
-        let fd = threads.fd();
         let service = NameService {
             event_loop: event_loop.clone().unbind(),
-            threads: AttachedCell::new(Some(threads)),
+            threads: AttachedCell::new(Some(Threads::new(event_loop.get().waker()))),
             lookups: AttachedCell::new(Lookups::default()),
         };
         let service = Bound::new(py, service)?;
-        fd_watch::watch_own(event_loop, fd, service.getattr(intern!(py, "_collect"))?)?;
         event_loop.get().set_name_service(py, Some(service.clone()));
         Ok(service)
     }
@@ -85,10 +80,14 @@ impl NameService {
     }
 }
 
-#[pymethods]
 impl NameService {
-    /// Answers have come.
-    fn _collect(&self, py: Python<'_>) {
+    #[inline]
+    pub fn has_answers(&self, py: Python<'_>) -> bool {
+        self.threads.borrow_mut(py).as_ref().is_some_and(Threads::have_answered)
+    }
+
+    /// Hands the answers that have come to those who wait for them.
+    pub fn collect(&self, py: Python<'_>) {
         let answers = match self.threads.borrow_mut(py).as_ref() {
             Some(threads) => threads.take(),
             None => Vec::new(),
@@ -103,7 +102,10 @@ impl NameService {
             }
         }
     }
+}
 
+#[pymethods]
+impl NameService {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.event_loop)?;
         if let Ok(lookups) = self.lookups.borrow_for_traverse() {
@@ -121,14 +123,12 @@ impl NameService {
 }
 
 /// In a child process, just forked: its look-ups, if it makes any, are its own.
-pub fn after_fork(event_loop: &Bound<'_, EventLoop>) -> PyResult<()> {
+pub fn after_fork(event_loop: &Bound<'_, EventLoop>) {
     let py = event_loop.py();
-    let Some(service) = event_loop.get().name_service(py) else { return Ok(()) };
+    let Some(service) = event_loop.get().name_service(py) else { return };
     event_loop.get().set_name_service(py, None);
     let threads = service.get().threads.replace(py, None);
     if let Some(threads) = threads {
-        fd_watch::unwatch_own(event_loop, threads.fd())?;
         threads.leave_to_parent();
     }
-    Ok(())
 }

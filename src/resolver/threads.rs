@@ -6,12 +6,12 @@
 //! they have waited for a while.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
+
+use mio::Waker;
 
 use super::request::{Answer, Request};
 use crate::sys;
@@ -22,15 +22,16 @@ const IDLE: Duration = Duration::from_secs(3);
 pub struct Threads {
     shared: Arc<Shared>,
     most: usize,
-    /// Can be read when there are answers.
-    signal: UnixStream,
-    other_end: RawFd,
 }
 
 struct Shared {
     queue: Mutex<Queue>,
     work: Condvar,
     outbox: Mutex<Outbox>,
+    /// The outbox is not empty.
+    answered: AtomicBool,
+    /// The loop's, which closes it: no thread of ours may keep it open, least of all in a forked child.
+    waker: Weak<Waker>,
 }
 
 #[derive(Default)]
@@ -41,10 +42,11 @@ struct Queue {
     closed: bool,
 }
 
+#[derive(Default)]
 struct Outbox {
     answers: Vec<(u64, Answer)>,
-    /// None when the loop is closed.
-    signal: Option<UnixStream>,
+    /// So is the loop.
+    closed: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -52,21 +54,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Threads {
-    /// Starts none yet.
-    pub fn new() -> sys::Result<Self> {
-        let (signal, other) = UnixStream::pair()?;
-        signal.set_nonblocking(true)?;
-        other.set_nonblocking(true)?;
-        let other_end = other.as_raw_fd();
-        let outbox = Outbox { answers: Vec::new(), signal: Some(other) };
-        let shared = Shared { queue: Mutex::default(), work: Condvar::new(), outbox: Mutex::new(outbox) };
+    /// Starts none yet. They end the loop's sleep when there are answers.
+    pub fn new(waker: Weak<Waker>) -> Self {
+        let shared = Shared {
+            queue: Mutex::default(),
+            work: Condvar::new(),
+            outbox: Mutex::default(),
+            answered: AtomicBool::new(false),
+            waker,
+        };
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        Ok(Threads { shared: Arc::new(shared), most: (processors + 4).min(32), signal, other_end })
-    }
-
-    /// The descriptor that can be read when there are answers.
-    pub fn fd(&self) -> RawFd {
-        self.signal.as_raw_fd()
+        Threads { shared: Arc::new(shared), most: (processors + 4).min(32) }
     }
 
     pub fn submit(&self, number: u64, request: Request) -> sys::Result<()> {
@@ -95,35 +93,33 @@ impl Threads {
         lock(&self.shared.queue).jobs.retain(|(other, _)| *other != number);
     }
 
+    #[inline]
+    pub fn have_answered(&self) -> bool {
+        self.shared.answered.load(Ordering::Acquire)
+    }
+
     /// The answers since the last time.
     pub fn take(&self) -> Vec<(u64, Answer)> {
         let mut outbox = lock(&self.shared.outbox);
-        let mut buffer = [0; 16];
-        while (&self.signal).read(&mut buffer).is_ok_and(|size| size == buffer.len()) {}
+        self.shared.answered.store(false, Ordering::Relaxed);
         std::mem::take(&mut outbox.answers)
     }
 
-    /// In a child process: lets go of what is the parent's. None of its threads is here, and its locks may be held for
-    /// ever.
+    /// In a child process: none of the threads is here, and the locks may be held for ever.
     pub fn leave_to_parent(self) {
-        let number = self.other_end;
-        // SAFETY: all of `self` is given up without being dropped, but for the two descriptors, which are closed once.
-        unsafe {
-            let this = std::mem::ManuallyDrop::new(self);
-            drop(std::ptr::read(&this.signal));
-            libc::close(number);
-        }
+        std::mem::forget(self);
     }
 }
 
 impl Drop for Threads {
     /// Waits for nobody: a look-up that is under way ends when it ends.
     fn drop(&mut self) {
-        let outbox = {
+        let answers = {
             let mut outbox = lock(&self.shared.outbox);
-            (std::mem::take(&mut outbox.answers), outbox.signal.take())
+            outbox.closed = true;
+            std::mem::take(&mut outbox.answers)
         };
-        drop(outbox);
+        drop(answers);
         let mut queue = lock(&self.shared.queue);
         queue.closed = true;
         queue.jobs.clear();
@@ -139,18 +135,18 @@ impl Shared {
         sys::block_signals();
         while let Some((number, request)) = self.next() {
             let answer = request.answer();
-            let mut outbox = lock(&self.outbox);
-            let Outbox { answers, signal } = &mut *outbox;
-            let Some(signal) = signal else { return };
-            let first = answers.is_empty();
-            answers.push((number, answer));
-            if first {
-                match signal.write(&[0]) {
-                    Ok(_) => {}
-                    // Full of signals that have not been read: it is readable.
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                    Err(_) => return,
+            let first = {
+                let mut outbox = lock(&self.outbox);
+                if outbox.closed {
+                    return;
                 }
+                outbox.answers.push((number, answer));
+                !self.answered.swap(true, Ordering::Release)
+            };
+            // Without the lock, which the loop takes as soon as it is awake.
+            if let Some(waker) = self.waker.upgrade().filter(|_| first) {
+                // It can only fail if somebody has closed its descriptor.
+                let _ = waker.wake();
             }
         }
     }
@@ -197,7 +193,7 @@ mod tests {
 
     #[test]
     fn every_look_up_is_answered_once() {
-        let threads = Threads::new().unwrap();
+        let threads = Threads::new(Weak::new());
         for number in 0..100 {
             threads.submit(number, request(c"127.0.0.1")).unwrap();
         }
@@ -207,7 +203,7 @@ mod tests {
 
     #[test]
     fn threads_that_have_nothing_to_do_end() {
-        let threads = Threads::new().unwrap();
+        let threads = Threads::new(Weak::new());
         threads.submit(1, request(c"127.0.0.1")).unwrap();
         wait_for_answers(&threads, 1);
         while lock(&threads.shared.queue).threads > 0 {
@@ -219,7 +215,7 @@ mod tests {
 
     #[test]
     fn dropped_threads_end() {
-        let threads = Threads::new().unwrap();
+        let threads = Threads::new(Weak::new());
         threads.submit(1, request(c"127.0.0.1")).unwrap();
         let shared = Arc::clone(&threads.shared);
         drop(threads);
