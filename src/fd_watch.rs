@@ -279,9 +279,9 @@ fn ensure_free(slf: &Bound<'_, EventLoop>, number: RawFd, shown: impl FnOnce() -
 
 fn user_of<'py>(slf: &Bound<'py, EventLoop>, number: RawFd) -> PyResult<Option<Bound<'py, Transport>>> {
     let py = slf.py();
-    slf.get().with_reactor(py, |reactor| match reactor.key_of(number).and_then(|key| reactor.owner(key)) {
-        Some(Owner::Transport(transport)) => Some(transport.bind(py).clone()),
-        _ => None,
+    slf.get().with_reactor(py, |reactor| {
+        let owner = reactor.key_of(number).and_then(|key| reactor.owner(key));
+        owner.and_then(|owner| owner.transport(py)).map(|transport| transport.into_bound(py))
     })
 }
 
@@ -437,7 +437,7 @@ pub fn wait_for(
     let registrant = Registrant::Waiter(waiter.clone().unbind());
     let replaced = slf.get().with_reactor(py, |reactor| {
         match reactor.key_of(number).and_then(|key| reactor.owner(key)) {
-            Some(Owner::Transport(_)) => Err(registrant),
+            Some(Owner::Transport(_) | Owner::Dormant(_)) => Err(registrant),
             _ => Ok(register(reactor, number, side, registrant, None, None)),
         }
     })?;

@@ -18,7 +18,7 @@ use pyo3::types::{PyBytes, PyMemoryView, PySlice, PyString, PyTuple};
 
 use crate::event_loop::{EventLoop, READ_SIZE};
 use crate::fd_watch::{self, Side};
-use crate::py::{Asyncio, AttachedCell, Awaitable, Step, coroutine_methods, would_block};
+use crate::py::{Asyncio, AttachedCell, Awaitable, Step, coroutine_methods, warn_never_awaited, would_block};
 use crate::sys;
 use crate::transport::Data;
 use crate::waiter::Waiter;
@@ -75,7 +75,8 @@ impl EventLoop {
     /// Receives up to `n` bytes; an empty result is the end of the stream. As `asyncio.loop.sock_recv`.
     fn sock_recv(slf: &Bound<'_, Self>, sock: Py<PyAny>, n: &Bound<'_, PyAny>) -> PyResult<SocketOperation> {
         match n.extract::<usize>() {
-            Ok(size) if size <= READ_SIZE && is_plain_socket(sock.bind(slf.py()))? => {
+            // Of no bytes at all the socket object does not ask the kernel.
+            Ok(size) if (1..=READ_SIZE).contains(&size) && is_plain_socket(sock.bind(slf.py()))? => {
                 operation(slf, sock, "sock_recv", Work::Receive { size }, Side::Reader)
             }
             _ => once(slf, sock, "sock_recv", "recv", (n,), Side::Reader),
@@ -386,14 +387,17 @@ impl SocketOperation {
 }
 
 impl Drop for SocketOperation {
-    /// Dropped while it waits: whoever awaited it was dropped before.
+    /// Dropped while it waits: whoever awaited it was dropped before. Before it has begun: as a coroutine, it says so.
     fn drop(&mut self) {
         Python::attach(|py| {
-            if !matches!(self.state.borrow_mut(py).phase, Phase::Waiting { .. }) {
-                return;
-            }
+            let waiting = match self.state.borrow_mut(py).phase {
+                Phase::Finished => return,
+                Phase::Created => false,
+                Phase::Waiting { .. } => true,
+            };
             let pending = PyErr::take(py);
-            if let Err(error) = self.finish(py) {
+            let ended = if waiting { self.finish(py) } else { warn_never_awaited(py, self.name) };
+            if let Err(error) = ended {
                 error.write_unraisable(py, None);
             }
             if let Some(pending) = pending {

@@ -21,7 +21,7 @@ use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyTuple};
+use pyo3::types::{PyDict, PyList, PyTuple, PyWeakrefMethods, PyWeakrefReference};
 
 use crate::executor::Finished;
 use crate::fd_watch::FdWatch;
@@ -66,6 +66,9 @@ impl Ready {
 pub enum Owner {
     Watch(FdWatch),
     Transport(Py<Transport>),
+    /// One that neither receives nor has anything to send. It lives as long as the program wants it, as in asyncio,
+    /// whose selector does not know it meanwhile; its end takes it out of the reactor.
+    Dormant(Py<PyWeakrefReference>),
     Listener(Py<Listener>),
 }
 
@@ -74,13 +77,22 @@ impl Owner {
     fn shared(&self, py: Python<'_>) -> Option<Owner> {
         match self {
             Owner::Watch(_) => None,
-            Owner::Transport(transport) => Some(Owner::Transport(transport.clone_ref(py))),
+            Owner::Transport(_) | Owner::Dormant(_) => self.transport(py).map(Owner::Transport),
             Owner::Listener(listener) => Some(Owner::Listener(listener.clone_ref(py))),
+        }
+    }
+
+    pub fn transport(&self, py: Python<'_>) -> Option<Py<Transport>> {
+        match self {
+            Owner::Transport(transport) => Some(transport.clone_ref(py)),
+            Owner::Dormant(reference) => reference.bind(py).upgrade_as().ok().flatten().map(Bound::unbind),
+            Owner::Watch(_) | Owner::Listener(_) => None,
         }
     }
 
     fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         match self {
+            Owner::Dormant(reference) => visit.call(reference),
             Owner::Watch(watch) => watch.traverse(visit),
             Owner::Transport(transport) => visit.call(transport),
             Owner::Listener(listener) => visit.call(listener),

@@ -83,9 +83,11 @@ impl EventLoop {
     /// Runs iterations until `stop()` is called.
     ///
     /// `BaseEventLoop.run_forever` calls this in a loop of its own and leaves that when `_stopping` is set. Staying
-    /// here until then is the same, without a Python frame for each iteration.
+    /// here until then is the same, without a Python frame for each iteration. Whoever else calls it gets one iteration:
+    /// programs do so, to let the loop run from another one.
     fn _run_once(slf: &Bound<'_, Self>) -> PyResult<()> {
         let this = slf.get();
+        let once = this.in_run.get(slf.py()) || this.thread_id.get(slf.py()).is_none();
         let _in_run = InRun::begin(slf.py(), this);
         let mut pace = Pace::new();
         loop {
@@ -94,7 +96,7 @@ impl EventLoop {
             // However it ended: what was written in it shall not wait for the next.
             let ended = Self::end_turn(slf);
             ran.and(ended)?;
-            if this.shared.stopping.load(Ordering::SeqCst) {
+            if once || this.shared.stopping.load(Ordering::SeqCst) {
                 return Ok(());
             }
         }
@@ -239,7 +241,7 @@ impl EventLoop {
                             ready.push_back(Ready::Call(handle));
                         });
                     }
-                    Some(Owner::Transport(_) | Owner::Listener(_)) => {
+                    Some(Owner::Transport(_) | Owner::Dormant(_) | Owner::Listener(_)) => {
                         let first = reactor.mark_ready(key, readiness);
                         ready.extend(first.then_some(Ready::Source(key)));
                     }
@@ -273,7 +275,7 @@ impl EventLoop {
             Ready::Source(key) => match slf.get().take_ready(py, key) {
                 Some((Owner::Transport(transport), ready)) => Transport::on_ready(transport.bind(py), ready),
                 Some((Owner::Listener(listener), _)) => Listener::on_ready(listener.bind(py)),
-                Some((Owner::Watch(_), _)) | None => Ok(()),
+                Some((Owner::Watch(_) | Owner::Dormant(_), _)) | None => Ok(()),
             },
             Ready::Finished(finished) => {
                 message = intern!(py, "Exception in resolving the future of an executor's job");
@@ -321,7 +323,7 @@ impl EventLoop {
             Ready::Source(key) => match slf.get().source(py, *key) {
                 Some(Owner::Transport(transport)) => transport.into_any(),
                 Some(Owner::Listener(listener)) => listener.into_any(),
-                Some(Owner::Watch(_)) | None => return Ok(()),
+                Some(Owner::Watch(_) | Owner::Dormant(_)) | None => return Ok(()),
             },
             Ready::Finished(_) => return Self::run_ready(slf, item),
         };

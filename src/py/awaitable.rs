@@ -4,9 +4,10 @@
 //! `await` on 3.11: then result and future come without an exception. pyo3 knows no name for that slot, so it is put
 //! into the finished class here; and beside it those that `await` uses from 3.12 on, without what pyo3 does around them.
 
+use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyStopIteration, PyTypeError};
+use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyRuntimeWarning, PyStopIteration, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
@@ -46,6 +47,12 @@ pub fn iterate<'py, T: Awaitable>(
         Step::Wait(future) => Ok(future),
         Step::Done(result) => Err(stop_iteration(result)),
     }
+}
+
+/// What the interpreter says of a coroutine that is dropped before it has begun.
+pub fn warn_never_awaited(py: Python<'_>, name: &str) -> PyResult<()> {
+    let message = CString::new(format!("coroutine '{name}' was never awaited"))?;
+    PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), &message, 1)
 }
 
 /// What hands a result over. An object at once: what pyo3 has in its place until somebody asks costs more.

@@ -14,7 +14,9 @@ mod version;
 
 pub use asyncio::{Asyncio, is_fatal, would_block};
 pub(crate) use awaitable::coroutine_methods;
-pub use awaitable::{Awaitable, Step, attached, install_slots, iterate, stop_iteration, thrown};
+pub use awaitable::{
+    Awaitable, Step, attached, install_slots, iterate, stop_iteration, thrown, warn_never_awaited,
+};
 pub use call::{copy_current_context, in_context, is_empty, new_context};
 pub use cell::AttachedCell;
 pub use class::Class;

@@ -151,7 +151,28 @@ impl Transport {
             return Self::watch(slf, Direction::Read);
         }
         this.read_on(py);
-        Ok(())
+        Self::settle_if_at_rest(slf)
+    }
+
+    /// A transport at rest, paused or at the end of the stream and with all sent, lives as long as the program wants it:
+    /// one that is forgotten so is found by the collector, which closes it. To be called when one of these has changed.
+    pub(super) fn settle(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let (key, busy) = {
+            let state = this.state.borrow_mut(py);
+            let Some((key, _)) = state.registration else { return Ok(()) };
+            (key, !state.started || state.may_read() || state.pending > 0)
+        };
+        this.event_loop.get().hold(slf, key, busy)
+    }
+
+    /// The same, if so much as one of them is the case.
+    fn settle_if_at_rest(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let may_rest = {
+            let state = slf.get().state.borrow_mut(slf.py());
+            state.paused || state.at_eof
+        };
+        if may_rest { Self::settle(slf) } else { Ok(()) }
     }
 
     /// Asks the poller to tell when the socket takes data again. That stays asked for: an edge costs nothing until it
@@ -178,7 +199,7 @@ impl Transport {
             }
         };
         this.state.borrow_mut(py).registration = Some((key, direction));
-        Ok(())
+        Self::settle_if_at_rest(slf)
     }
 
     /// The source is ready in some way. What this returns as an error leaves the loop, if it is fatal.
@@ -282,6 +303,7 @@ impl Transport {
             let pending = state.pending;
             state.flow.grown(pending)
         };
+        Self::settle_if_at_rest(slf)?;
         Self::signal(slf, signal)
     }
 
@@ -292,18 +314,27 @@ impl Transport {
             let pending = state.pending;
             state.flow.shrunk(pending)
         };
+        Self::settle_if_at_rest(slf)?;
         Self::signal(slf, signal)
     }
 
     /// Tells the protocol to pause or to resume writing. What it raises is reported and changes nothing.
     fn signal(slf: &Bound<'_, Self>, signal: Option<Signal>) -> PyResult<()> {
         let py = slf.py();
-        let (Some(signal), Some(protocol)) = (signal, slf.get().protocol(py)) else { return Ok(()) };
+        let (Some(signal), Some((protocol, kind))) = (signal, slf.get().protocol_and_kind(py)) else {
+            return Ok(());
+        };
         let (method, message) = match signal {
             Signal::Pause => (intern!(py, "pause_writing"), "protocol.pause_writing() failed"),
             Signal::Resume => (intern!(py, "resume_writing"), "protocol.resume_writing() failed"),
         };
-        match protocol.call_method0(method) {
+        let told = match (signal, kind) {
+            // It comes from the poller; a protocol that is Rust has a context of its own to enter.
+            (Signal::Resume, Kind::Plain | Kind::Buffered) => slf.get().call_protocol(&protocol, method, ()),
+            // The program is writing, and this is part of it.
+            _ => protocol.call_method0(method),
+        };
+        match told {
             Err(error) if !is_fatal(py, &error) => Self::report(slf, message, error),
             result => result.map(drop),
         }
@@ -394,6 +425,7 @@ impl Transport {
             }
             state.paused = true;
         }
+        Self::settle(slf)?;
         Self::log_debug(slf, "%r pauses reading")
     }
 
@@ -407,6 +439,7 @@ impl Transport {
             }
             state.paused = false;
         }
+        Self::settle(slf)?;
         this.read_on(py);
         Self::log_debug(slf, "%r resumes reading")
     }

@@ -19,7 +19,7 @@ use super::peers::Peers;
 use super::protocol::Protocol;
 use super::socket::{self, Socket};
 use crate::event_loop::EventLoop;
-use crate::py::{Asyncio, AttachedCell, copy_current_context, is_fatal, would_block};
+use crate::py::{Asyncio, AttachedCell, copy_current_context, in_context, is_fatal, would_block};
 use crate::sys::{self, SocketAddress};
 
 /// How many datagrams a socket may receive before the others have their turn.
@@ -227,16 +227,22 @@ impl DatagramTransport {
         Transport::fatal_error(slf.as_super(), error, "Fatal write error on datagram transport")
     }
 
-    /// Tells the protocol of an error of the network.
+    /// Tells the protocol of an error of the network. What it raises is for whoever is sending.
     fn error_received(slf: &Bound<'_, Self>, error: PyErr) -> PyResult<()> {
+        let py = slf.py();
+        let Some(protocol) = slf.as_super().get().protocol(py) else { return Ok(()) };
+        protocol.call_method1(intern!(py, "error_received"), (error,)).map(drop)
+    }
+
+    /// The same for the poller, where nobody is.
+    fn in_protocols_context(slf: &Bound<'_, Self>, tell: impl FnOnce() -> PyResult<()>) -> PyResult<()> {
         let (py, base) = (slf.py(), slf.as_super());
-        let Some(protocol) = base.get().protocol(py) else { return Ok(()) };
-        match protocol.call_method1(intern!(py, "error_received"), (error,)) {
+        in_context(base.get().context.bind(py), || match tell() {
             Err(error) if !is_fatal(py, &error) => {
                 Transport::report(base, "Exception in callback protocol.error_received()", error)
             }
-            result => result.map(drop),
-        }
+            told => told,
+        })
     }
 
     /// Datagrams have come, or an error.
@@ -267,7 +273,9 @@ impl DatagramTransport {
                         result => drop(result?),
                     }
                 }
-                Received::Error(error) => Self::error_received(slf, error.into())?,
+                Received::Error(error) => {
+                    Self::in_protocols_context(slf, || Self::error_received(slf, error.into()))?;
+                }
                 Received::Nothing => {
                     base.get().state.borrow_mut(py).readable = false;
                     return Ok(());
@@ -330,7 +338,7 @@ impl DatagramTransport {
                     drop(state);
                     if let Err(error) = sent {
                         // One datagram is lost; those behind it have their chance.
-                        Self::send_failed(slf, error)?;
+                        Self::in_protocols_context(slf, || Self::send_failed(slf, error))?;
                     }
                 }
             }

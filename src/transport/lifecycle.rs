@@ -11,7 +11,7 @@ use super::base::{State, Transport};
 use super::socket::Socket;
 use super::{DatagramTransport, StreamTransport};
 use crate::event_loop::EventLoop;
-use crate::py::{Asyncio, minor_version};
+use crate::py::{Asyncio, in_context, minor_version};
 
 /// asyncio's `LOG_THRESHOLD_FOR_CONNLOST_WRITES`: this many writes to a lost connection are overlooked.
 const SILENT_LOST_WRITES: u32 = 5;
@@ -96,6 +96,12 @@ impl Transport {
             StreamTransport::try_to_send_held_back(stream);
         }
         Self::force_close(slf, Some(error.into_value(py).into_bound(py).into_any()))
+    }
+
+    /// The same of an error that the poller's news have led to: no program's code is running, and the exception handler
+    /// finds the connection's own context.
+    pub(super) fn fatal_error_in_context(slf: &Bound<'_, Self>, error: PyErr, message: &str) -> PyResult<()> {
+        in_context(slf.get().context.bind(slf.py()), || Self::fatal_error(slf, error, message))
     }
 
     /// Ends the connection at once; what was not sent is dropped. `exc` is what `connection_lost` is told.
@@ -198,7 +204,13 @@ impl Drop for Transport {
             if let Err(error) = PyErr::warn(py, &category, &message, 1) {
                 error.write_unraisable(py, None);
             }
-            let socket = std::mem::replace(&mut self.state.borrow_mut(py).socket, Socket::Closed);
+            let (socket, registration) = {
+                let mut state = self.state.borrow_mut(py);
+                (std::mem::replace(&mut state.socket, Socket::Closed), state.registration.take())
+            };
+            if let Some((key, _)) = registration {
+                self.event_loop.get().forget(py, key);
+            }
             if let Err(error) = socket.close(py) {
                 error.write_unraisable(py, None);
             }

@@ -214,7 +214,7 @@ impl Listener {
                 let message = "Error on transport creation for incoming connection";
                 context.set_item(intern!(py, "message"), message)?;
                 context.set_item(intern!(py, "exception"), error)?;
-                if let Some(protocol) = protocol {
+                if let Some(protocol) = protocol.filter(|protocol| !protocol.is_none()) {
                     context.set_item(intern!(py, "protocol"), protocol)?;
                 }
                 EventLoop::call_exception_handler(event_loop, &context)

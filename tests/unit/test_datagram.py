@@ -580,7 +580,49 @@ def test_an_error_between_datagrams(loop: asyncio.AbstractEventLoop) -> None:
     run(loop, main())
 
 
+def test_an_error_is_told_in_the_endpoints_context(loop: asyncio.AbstractEventLoop) -> None:
+    seen: list[str] = []
+
+    class Colourful(Recorder):
+        def error_received(self, exc: Exception) -> None:
+            super().error_received(exc)
+            seen.append(COLOUR.get())
+            COLOUR.set("red")
+
+    async def main() -> None:
+        with udp_socket() as sock:
+            address = sock.getsockname()
+        COLOUR.set("green")
+        client = await endpoint(Colourful, remote_addr=address)
+        client.transport.sendto(b"refused")
+        await until(lambda: client.errors)
+        await client.close()
+
+    run(loop, main())
+    assert seen == ["green"]
+    assert COLOUR.get() == "none"
+
+
 # Protocols that fail.
+
+
+def test_what_error_received_raises_is_the_senders(loop: asyncio.AbstractEventLoop, caught: Caught) -> None:
+    class Failing(Recorder):
+        def error_received(self, exc: Exception) -> None:
+            super().error_received(exc)
+            raise LookupError("told by the sender's call")
+
+    async def main() -> None:
+        sender = await endpoint(Failing, local_addr=(LOCALHOST, 0))
+        with pytest.raises(LookupError):
+            sender.transport.sendto(bytes(100_000), sender.name)
+        [error] = sender.errors
+        assert isinstance(error, OSError)
+        assert error.errno == errno.EMSGSIZE
+        assert not caught
+        await sender.close()
+
+    run(loop, main())
 
 
 @pytest.mark.parametrize("method", ["datagram_received", "error_received"])

@@ -299,6 +299,24 @@ def test_runs_in_one_thread_after_another(loop: asyncio.AbstractEventLoop) -> No
     assert loop.run_until_complete(answer(2)) == 2
 
 
+def test_one_iteration_for_a_program_that_drives_the_loop(loop: Any) -> None:
+    """`_run_once` is a private name, but input hooks of other loops call it."""
+    log: list[int] = []
+
+    def again() -> None:
+        log.append(len(log))
+        loop.call_soon(again)
+
+    loop.call_soon(again)
+    for _ in range(3):
+        loop._run_once()
+    assert log == [0, 1, 2]
+    assert not loop.is_running()
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert log == [0, 1, 2, 3]
+
+
 def test_two_loops_by_turns(
     loop: asyncio.AbstractEventLoop, loop_factory: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:

@@ -414,3 +414,43 @@ def test_a_transports_socket_is_the_transports(
         await asyncio.sleep(0)
 
     run(loop, main())
+
+
+@pytest.mark.parametrize("state", ["quiet", "not connected", "closed"])
+def test_receiving_nothing_asks_nobody(loop: asyncio.AbstractEventLoop, state: str) -> None:
+    async def main() -> None:
+        left, right = socketpair()
+        if state == "not connected":
+            left.close()
+            left = socket.socket()
+            left.setblocking(False)
+        elif state == "closed":
+            left.close()
+        assert await asyncio.wait_for(loop.sock_recv(left, 0), 10) == b""
+        left.close()
+        right.close()
+
+    run(loop, main())
+
+
+def test_an_operation_that_nobody_awaits_says_so(loop: asyncio.AbstractEventLoop) -> None:
+    left, right = socketpair()
+    for forget in (
+        lambda: loop.sock_recv(left, 1),
+        lambda: loop.sock_sendall(left, b"x"),
+        lambda: loop.sock_accept(left),
+    ):
+        with pytest.warns(RuntimeWarning, match=r"coroutine '.*sock_\w+' was never awaited"):
+            forget()
+    left.close()
+    right.close()
+
+
+def test_an_operation_that_is_closed_says_nothing(
+    loop: asyncio.AbstractEventLoop, recwarn: pytest.WarningsRecorder
+) -> None:
+    left, right = socketpair()
+    loop.sock_recv(left, 1).close()
+    assert not recwarn.list
+    left.close()
+    right.close()

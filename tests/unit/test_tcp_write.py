@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextvars
 import logging
 import os
 import sys
@@ -345,6 +346,29 @@ def test_writing_in_pause_and_resume(loop: asyncio.AbstractEventLoop) -> None:
 
 
 # The writing end closed
+
+
+def test_resuming_runs_in_the_connections_context(loop: asyncio.AbstractEventLoop) -> None:
+    colour: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")
+    seen: list[str] = []
+
+    class Colourful(Recorder):
+        def resume_writing(self) -> None:
+            seen.append(colour.get())
+            colour.set("red")
+            super().resume_writing()
+
+    async def main() -> None:
+        colour.set("green")
+        async with connected(Colourful()) as (transport, protocol, peer):
+            transport.write(bytes(BIG))
+            assert await receive(peer, BIG) == bytes(BIG)
+            await until(lambda: "resume" in protocol.names)
+        assert colour.get() == "green"
+
+    run(loop, main())
+    assert seen == ["green"]
+    assert colour.get() == "none"
 
 
 def test_write_eof(loop: asyncio.AbstractEventLoop) -> None:

@@ -123,7 +123,7 @@ impl StreamTransport {
                 receive(this, py, memory)
             }
             Err(error) if is_fatal(py, &error) => return Err(error),
-            Err(error) => return Transport::fatal_error(slf.as_super(), error, READ_FAILED),
+            Err(error) => return Transport::fatal_error_in_context(slf.as_super(), error, READ_FAILED),
         };
         // It may be resized in `buffer_updated`.
         drop(lent);
@@ -157,7 +157,7 @@ impl StreamTransport {
     fn read_failed(slf: &Bound<'_, Self>, error: sys::Error) -> PyResult<()> {
         match error.is_transient() {
             true => Ok(()),
-            false => Transport::fatal_error(slf.as_super(), error.into(), READ_FAILED),
+            false => Transport::fatal_error_in_context(slf.as_super(), error.into(), READ_FAILED),
         }
     }
 
@@ -171,7 +171,7 @@ impl StreamTransport {
             Err(error) => Self::protocol_failed(slf, error, "eof_received"),
             Ok(true) => {
                 this.state.borrow_mut(py).at_eof = true;
-                Ok(())
+                Transport::settle(slf.as_super())
             }
             Ok(false) => Transport::close(slf.as_super()),
         }
@@ -181,7 +181,7 @@ impl StreamTransport {
         if is_fatal(slf.py(), &error) {
             return Err(error);
         }
-        Transport::fatal_error(
+        Transport::fatal_error_in_context(
             slf.as_super(),
             error,
             &format!("Fatal error: protocol.{method}() call failed."),

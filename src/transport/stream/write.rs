@@ -200,7 +200,7 @@ impl StreamTransport {
         if let Err(error) = Self::flush(slf) {
             let error = PyErr::from(error);
             let for_waiter = error.clone_ref(py);
-            Transport::fatal_error(base, error, WRITE_FAILED)?;
+            Transport::fatal_error_in_context(base, error, WRITE_FAILED)?;
             return this.finish_empty_waiter(py, Some(for_waiter));
         }
         Self::note_pending(slf);

@@ -5,11 +5,7 @@
 //! for than what is done here, it makes asyncio's own coroutine and lets that run in its place: none of the attempts
 //! has changed anything before it decides so.
 
-use std::ffi::CString;
-
-use pyo3::exceptions::{
-    PyBaseException, PyRuntimeError, PyRuntimeWarning, PyStopIteration, PyTypeError, PyValueError,
-};
+use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyStopIteration, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
@@ -19,7 +15,7 @@ use pyo3::types::{PyBytes, PyTuple, PyType};
 use super::attributes::{Attributes, attribute};
 use super::class::Classes;
 use super::{reader, writer};
-use crate::py::{AttachedCell, stop_iteration};
+use crate::py::{AttachedCell, stop_iteration, warn_never_awaited};
 
 /// What is to be done, with its arguments.
 #[derive(Clone, Copy)]
@@ -473,8 +469,7 @@ impl StreamOperation {
         let never_awaited = matches!(*self.phase.borrow_mut(py), Phase::Created);
         if never_awaited {
             let name = self.__qualname__(py).unwrap_or_default();
-            let message = CString::new(format!("coroutine '{name}' was never awaited"))?;
-            return PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), &message, 1);
+            return warn_never_awaited(py, &name);
         }
         self.close(py)
     }
