@@ -479,14 +479,17 @@ fn remove(slf: &Bound<'_, EventLoop>, fd: &Bound<'_, PyAny>, side: Side) -> PyRe
         return Ok(false);
     }
     let number = raw_fileno(fd).and_then(check_fileno);
-    let removed = this.with_reactor(py, |reactor| {
-        let key = match number {
-            Ok(number) => reactor.key_of(number),
+    let (key, removed) = this.with_reactor(py, |reactor| {
+        let key = match &number {
+            Ok(number) => reactor.key_of(*number),
             // Closed since it was registered: it is known by itself.
-            Err(error) => Some(key_of_file(reactor, fd).ok_or(error)?),
+            Err(_) => key_of_file(reactor, fd),
         };
-        Ok::<_, PyErr>(key.and_then(|key| take(reactor, key, side)))
-    })??;
+        (key, key.and_then(|key| take(reactor, key, side)))
+    })?;
+    if key.is_none() {
+        number?;
+    }
     match removed {
         Some((registrant, file, owner)) => {
             drop((file, owner));

@@ -76,9 +76,11 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
         self._check_closed()  # type: ignore[attr-defined]
         self._check_running()  # type: ignore[attr-defined]
         self._signals.begin_run(self)
+        self._stay(True)
         try:
             super().run_forever()
         finally:
+            self._stay(False)
             self._signals.end_run()
 
     def close(self) -> None:
@@ -95,6 +97,11 @@ class Loop(_core.EventLoop, asyncio.BaseEventLoop):
             self._signals.close(self)
         finally:
             self._release()
+
+    def _transport_was_collected(self, server: asyncio.Server) -> None:
+        """Have the server wait for one less, as a transport's `__del__` does in asyncio from 3.13 on."""
+        if vars(server):  # Else the collector has taken it too.
+            server._detach(self)  # type: ignore[attr-defined]
 
     def _make_default_executor(self) -> Any:
         from .executor import DefaultExecutor

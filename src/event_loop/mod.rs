@@ -135,6 +135,8 @@ pub struct EventLoop {
     thread_id: AttachedValue<Option<u64>>,
     /// Within `_run_once`: whoever called that keeps the loop alive.
     in_run: AttachedValue<bool>,
+    /// `_run_once` is to stay until `stop()`.
+    stays: AttachedValue<bool>,
     /// More transports hold writes back than are to wait for one another.
     many_wait: AttachedValue<bool>,
     /// The next iteration polls.
@@ -301,6 +303,7 @@ impl EventLoop {
             debug: AttachedValue::new(false),
             thread_id: AttachedValue::new(None),
             in_run: AttachedValue::new(false),
+            stays: AttachedValue::new(false),
             many_wait: AttachedValue::new(false),
             poll_soon: AttachedValue::new(false),
             task_factory: Slot::empty(),

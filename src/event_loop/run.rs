@@ -59,35 +59,38 @@ impl Pace {
 
 /// For as long as the loop is in `_run_once`, which nothing can collect, it keeps what is ready and what waits for its
 /// time alive. What is still there afterwards is the collector's business again.
-struct InRun<'a, 'py>(Python<'py>, &'a EventLoop);
+struct InRun<'a, 'py>(Python<'py>, &'a EventLoop, bool);
 
 impl<'a, 'py> InRun<'a, 'py> {
     fn begin(py: Python<'py>, event_loop: &'a EventLoop) -> Self {
-        // A run within a run owes what the outer one has made.
-        if !event_loop.in_run.replace(py, true) {
+        // A run within a run leaves it all to the outer one.
+        let within = event_loop.in_run.replace(py, true);
+        if !within {
             event_loop.timers.borrow_mut(py).mark();
         }
-        InRun(py, event_loop)
+        InRun(py, event_loop, within)
     }
 }
 
 impl Drop for InRun<'_, '_> {
     fn drop(&mut self) {
-        let InRun(py, event_loop) = *self;
-        event_loop.leave_run(py);
+        let InRun(py, event_loop, within) = *self;
+        if !within {
+            event_loop.leave_run(py);
+        }
     }
 }
 
 #[pymethods]
 impl EventLoop {
-    /// Runs iterations until `stop()` is called.
+    /// Runs iterations until `stop()` is called, if the loop's own `run_forever` has asked for that.
     ///
     /// `BaseEventLoop.run_forever` calls this in a loop of its own and leaves that when `_stopping` is set. Staying
     /// here until then is the same, without a Python frame for each iteration. Whoever else calls it gets one iteration:
     /// programs do so, to let the loop run from another one.
     fn _run_once(slf: &Bound<'_, Self>) -> PyResult<()> {
         let this = slf.get();
-        let once = this.in_run.get(slf.py()) || this.thread_id.get(slf.py()).is_none();
+        let once = this.in_run.get(slf.py()) || !this.stays.get(slf.py());
         let _in_run = InRun::begin(slf.py(), this);
         let mut pace = Pace::new();
         loop {
@@ -100,6 +103,11 @@ impl EventLoop {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether `_run_once` goes on until `stop()`.
+    fn _stay(&self, py: Python<'_>, stay: bool) {
+        self.stays.set(py, stay);
     }
 }
 

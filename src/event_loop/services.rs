@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyTuple, PyWeakrefReference};
+use pyo3::types::PyTuple;
 
 use super::{EventLoop, Owner, Ready};
 use crate::handle::Handle;
@@ -93,18 +93,11 @@ impl EventLoop {
         Ok(self.with_reactor(py, |reactor| reactor.modify(key, direction))??)
     }
 
-    /// Has the reactor hold a transport, or only know of it: for what it has to do, it must not be dropped.
-    pub fn hold(&self, transport: &Bound<'_, Transport>, key: Key, busy: bool) -> PyResult<()> {
-        let py = transport.py();
-        let mut wanted = match busy {
-            true => Owner::Transport(transport.clone().unbind()),
-            false => Owner::Dormant(PyWeakrefReference::new(transport)?.unbind()),
-        };
-        if let Some(owner) = self.reactor.borrow_mut(py).as_mut().and_then(|reactor| reactor.owner_mut(key)) {
-            std::mem::swap(owner, &mut wanted);
+    pub fn change_owner(&self, py: Python<'_>, key: Key, mut owner: Owner) {
+        if let Some(place) = self.reactor.borrow_mut(py).as_mut().and_then(|reactor| reactor.owner_mut(key)) {
+            std::mem::swap(place, &mut owner);
         }
-        drop(wanted);
-        Ok(())
+        drop(owner);
     }
 
     /// Stops watching a descriptor that stays open.

@@ -29,6 +29,15 @@ pub fn in_context<R>(context: &Bound<'_, PyAny>, work: impl FnOnce() -> PyResult
     result
 }
 
+/// The same, but where the context is entered already, by a program that runs the loop within a callback, the work is done in
+/// the current one: it must not be lost.
+pub fn in_context_or_this<R>(context: &Bound<'_, PyAny>, work: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
+    let Ok(entered) = EnteredContext::enter(context) else { return work() };
+    let result = work();
+    entered.exit()?;
+    result
+}
+
 /// The context is the current one for as long as this lives; a panic leaves it too.
 struct EnteredContext<'a, 'py>(&'a Bound<'py, PyAny>);
 

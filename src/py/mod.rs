@@ -17,7 +17,7 @@ pub(crate) use awaitable::coroutine_methods;
 pub use awaitable::{
     Awaitable, Step, attached, install_slots, iterate, stop_iteration, thrown, warn_never_awaited,
 };
-pub use call::{copy_current_context, in_context, is_empty, new_context};
+pub use call::{copy_current_context, in_context, in_context_or_this, is_empty, new_context};
 pub use cell::AttachedCell;
 pub use class::Class;
 pub use method::{Arguments, Function, add_method, enter_fast, enter_plain};

@@ -15,14 +15,14 @@ use pyo3::call::PyCallArgs;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyType};
+use pyo3::types::{PyDict, PyString, PyType, PyWeakrefReference};
 
 use super::flow::{self, FlowControl, Signal};
 use super::protocol::{Kind, NativeProtocol, Protocol};
 use super::socket::{self, Names, Socket};
 use super::{DatagramTransport, StreamTransport};
 use crate::event_loop::{EventLoop, Owner};
-use crate::py::{Asyncio, AttachedCell, in_context, is_fatal};
+use crate::py::{Asyncio, AttachedCell, in_context, in_context_or_this, is_fatal};
 use crate::reactor::{Direction, Key, Readiness};
 
 pub(super) struct State {
@@ -158,12 +158,18 @@ impl Transport {
     /// one that is forgotten so is found by the collector, which closes it. To be called when one of these has changed.
     pub(super) fn settle(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        let (key, busy) = {
+        // To make an object can start the collector, and that can run any code: what is true is looked up after it.
+        let reference = PyWeakrefReference::new(slf)?.unbind();
+        let (key, owner) = {
             let state = this.state.borrow_mut(py);
             let Some((key, _)) = state.registration else { return Ok(()) };
-            (key, !state.started || state.may_read() || state.pending > 0)
+            match !state.started || state.may_read() || state.pending > 0 {
+                true => (key, Owner::Transport(slf.clone().unbind())),
+                false => (key, Owner::Dormant(reference)),
+            }
         };
-        this.event_loop.get().hold(slf, key, busy)
+        this.event_loop.get().change_owner(py, key, owner);
+        Ok(())
     }
 
     /// The same, if so much as one of them is the case.
@@ -330,7 +336,9 @@ impl Transport {
         };
         let told = match (signal, kind) {
             // It comes from the poller; a protocol that is Rust has a context of its own to enter.
-            (Signal::Resume, Kind::Plain | Kind::Buffered) => slf.get().call_protocol(&protocol, method, ()),
+            (Signal::Resume, Kind::Plain | Kind::Buffered) => {
+                in_context_or_this(slf.get().context.bind(py), || protocol.call_method0(method))
+            }
             // The program is writing, and this is part of it.
             _ => protocol.call_method0(method),
         };
@@ -533,8 +541,8 @@ impl Transport {
     fn __clear__(&self, py: Python<'_>) {
         let parts = {
             let mut state = self.state.borrow_mut(py);
-            // The socket stays, for `Drop` to find it unclosed.
-            (state.protocol.take(), state.server.take(), state.extra.take())
+            // The socket stays, for `Drop` to find it unclosed, and the server, for it to tell.
+            (state.protocol.take(), state.extra.take())
         };
         drop(parts);
     }

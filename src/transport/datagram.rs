@@ -19,7 +19,7 @@ use super::peers::Peers;
 use super::protocol::Protocol;
 use super::socket::{self, Socket};
 use crate::event_loop::EventLoop;
-use crate::py::{Asyncio, AttachedCell, copy_current_context, in_context, is_fatal, would_block};
+use crate::py::{Asyncio, AttachedCell, copy_current_context, in_context_or_this, is_fatal, would_block};
 use crate::sys::{self, SocketAddress};
 
 /// How many datagrams a socket may receive before the others have their turn.
@@ -237,7 +237,7 @@ impl DatagramTransport {
     /// The same for the poller, where nobody is.
     fn in_protocols_context(slf: &Bound<'_, Self>, tell: impl FnOnce() -> PyResult<()>) -> PyResult<()> {
         let (py, base) = (slf.py(), slf.as_super());
-        in_context(base.get().context.bind(py), || match tell() {
+        in_context_or_this(base.get().context.bind(py), || match tell() {
             Err(error) if !is_fatal(py, &error) => {
                 Transport::report(base, "Exception in callback protocol.error_received()", error)
             }

@@ -11,7 +11,7 @@ use super::base::{State, Transport};
 use super::socket::Socket;
 use super::{DatagramTransport, StreamTransport};
 use crate::event_loop::EventLoop;
-use crate::py::{Asyncio, in_context, minor_version};
+use crate::py::{Asyncio, in_context_or_this, minor_version};
 
 /// asyncio's `LOG_THRESHOLD_FOR_CONNLOST_WRITES`: this many writes to a lost connection are overlooked.
 const SILENT_LOST_WRITES: u32 = 5;
@@ -101,7 +101,7 @@ impl Transport {
     /// The same of an error that the poller's news have led to: no program's code is running, and the exception handler
     /// finds the connection's own context.
     pub(super) fn fatal_error_in_context(slf: &Bound<'_, Self>, error: PyErr, message: &str) -> PyResult<()> {
-        in_context(slf.get().context.bind(slf.py()), || Self::fatal_error(slf, error, message))
+        in_context_or_this(slf.get().context.bind(slf.py()), || Self::fatal_error(slf, error, message))
     }
 
     /// Ends the connection at once; what was not sent is dropped. `exc` is what `connection_lost` is told.
@@ -189,6 +189,22 @@ impl Transport {
     }
 }
 
+impl Transport {
+    /// The server that has accepted a transport which is collected does not wait for it any longer. It is told later, by
+    /// when its weak reference to this one is dead, and from whatever thread the collector runs in.
+    fn leave_server(&self, py: Python<'_>) -> PyResult<()> {
+        let server = self.state.borrow_mut(py).server.take();
+        let event_loop = self.event_loop.bind(py);
+        match server {
+            Some(server) if minor_version(py) >= 13 && event_loop.get().check_open(py).is_ok() => {
+                let tell = event_loop.getattr(intern!(py, "_transport_was_collected"))?;
+                event_loop.call_method1(intern!(py, "call_soon_threadsafe"), (tell, server)).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Drop for Transport {
     /// asyncio's `__del__`: a transport that nobody has closed is closed now, with a warning.
     fn drop(&mut self) {
@@ -211,7 +227,7 @@ impl Drop for Transport {
             if let Some((key, _)) = registration {
                 self.event_loop.get().forget(py, key);
             }
-            if let Err(error) = socket.close(py) {
+            if let Err(error) = socket.close(py).and(self.leave_server(py)) {
                 error.write_unraisable(py, None);
             }
             if let Some(pending) = pending {

@@ -215,3 +215,63 @@ def test_its_number_is_free(loop: asyncio.AbstractEventLoop) -> None:
             right.close()
 
     run(loop, main())
+
+
+def test_a_server_does_not_wait_for_it(loop: asyncio.AbstractEventLoop) -> None:
+    made = []
+
+    class Kept(Paused):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            made.append(self)
+
+    async def main() -> None:
+        running = asyncio.get_running_loop()
+        server = await running.create_server(Kept, "127.0.0.1", 0)
+        with socket.create_connection(server.sockets[0].getsockname()):
+            await until(lambda: made)
+            server.close()
+            running.call_later(0.05, made.clear)
+            running.call_later(0.05, gc.collect)
+            await asyncio.wait_for(server.wait_closed(), 10)
+
+    run(loop, main())
+
+
+def test_resuming_within_a_run_within_a_callback(loop: Any) -> None:
+    """asyncio reports that the context is entered already, and tries again."""
+    names: list[str] = []
+
+    class Nested(asyncio.Protocol):
+        transport: Any
+
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(bytes(BIG))
+            received = 0
+            while received < BIG:
+                try:
+                    received += len(peer.recv(1 << 20))
+                except BlockingIOError:
+                    loop.call_soon(int)
+                    loop._run_once()
+            names.append("drained")
+
+        def resume_writing(self) -> None:
+            names.append("resumed")
+
+    ours, peer = tcp_pair()
+    transport, _ = run(loop, loop.create_connection(Nested, sock=ours))
+    loop.set_exception_handler(lambda _loop, _context: None)
+    peer.send(b"x")
+
+    async def wait() -> None:
+        await until(lambda: len(names) == 2)
+
+    run(loop, wait())
+    assert sorted(names) == ["drained", "resumed"]
+    transport.abort()
+    run(loop, settle())
+    peer.close()

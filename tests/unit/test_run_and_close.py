@@ -317,6 +317,39 @@ def test_one_iteration_for_a_program_that_drives_the_loop(loop: Any) -> None:
     assert log == [0, 1, 2, 3]
 
 
+def test_iterations_within_a_callback(loop: Any) -> None:
+    log: list[str] = []
+
+    def outer() -> None:
+        for number in range(3):
+            loop.call_soon(log.append, f"inner {number}")
+            loop._run_once()
+        log.append("outer")
+
+    loop.call_soon(outer)
+    loop.call_later(0.01, loop.stop)
+    loop.run_forever()
+    assert log == ["inner 0", "inner 1", "inner 2", "outer"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="run_forever is in pieces from 3.13 on")
+def test_a_program_that_is_its_own_run_forever(loop: Any) -> None:
+    log: list[int] = []
+
+    def again() -> None:
+        log.append(len(log))
+        loop.call_soon(again)
+
+    loop.call_soon(again)
+    loop._run_forever_setup()
+    try:
+        for _ in range(3):
+            loop._run_once()
+    finally:
+        loop._run_forever_cleanup()
+    assert log == [0, 1, 2]
+
+
 def test_two_loops_by_turns(
     loop: asyncio.AbstractEventLoop, loop_factory: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
