@@ -93,6 +93,7 @@ impl EventLoop {
         Ok(self.with_reactor(py, |reactor| reactor.modify(key, direction))??)
     }
 
+    /// Whom a source's events are for from now on.
     pub fn change_owner(&self, py: Python<'_>, key: Key, mut owner: Owner) {
         if let Some(place) = self.reactor.borrow_mut(py).as_mut().and_then(|reactor| reactor.owner_mut(key)) {
             std::mem::swap(place, &mut owner);
