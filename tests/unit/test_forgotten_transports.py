@@ -227,14 +227,17 @@ def test_a_server_does_not_wait_for_it(loop: asyncio.AbstractEventLoop) -> None:
             super().connection_made(transport)
             made.append(self)
 
+    def forget() -> None:
+        made.clear()
+        gc.collect()
+
     async def main() -> None:
         running = asyncio.get_running_loop()
         server = await running.create_server(Kept, "127.0.0.1", 0)
         with socket.create_connection(server.sockets[0].getsockname()):
             await until(lambda: made)
             server.close()
-            running.call_later(0.05, made.clear)
-            running.call_later(0.05, gc.collect)
+            running.call_later(0.05, forget)
             await asyncio.wait_for(server.wait_closed(), 10)
 
     run(loop, main())
