@@ -58,12 +58,12 @@ impl Pace {
 }
 
 /// For as long as the loop is in `_run_once`, which nothing can collect, it keeps what is ready and what waits for its
-/// time alive. What is still there afterwards is the collector's business again.
+/// time alive. What is still there afterwards is the collector's business again. True: within another run, which sees to
+/// that.
 struct InRun<'a, 'py>(Python<'py>, &'a EventLoop, bool);
 
 impl<'a, 'py> InRun<'a, 'py> {
     fn begin(py: Python<'py>, event_loop: &'a EventLoop) -> Self {
-        // A run within a run leaves it all to the outer one.
         let within = event_loop.in_run.replace(py, true);
         if !within {
             event_loop.timers.borrow_mut(py).mark();

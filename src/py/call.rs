@@ -23,19 +23,16 @@ pub fn is_empty(context: &Bound<'_, PyAny>) -> bool {
 
 /// Does `work` as `context.run` would. A context that is entered already is asyncio's RuntimeError.
 pub fn in_context<R>(context: &Bound<'_, PyAny>, work: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    let entered = EnteredContext::enter(context)?;
-    let result = work();
-    entered.exit()?;
-    result
+    EnteredContext::enter(context)?.run(work)
 }
 
-/// The same, but where the context is entered already, by a program that runs the loop within a callback, the work is done in
-/// the current one: it must not be lost.
+/// The same for work that must not be lost: where the context is entered already, by a program that runs the loop within a
+/// callback, it is done in the current one.
 pub fn in_context_or_this<R>(context: &Bound<'_, PyAny>, work: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    let Ok(entered) = EnteredContext::enter(context) else { return work() };
-    let result = work();
-    entered.exit()?;
-    result
+    match EnteredContext::enter(context) {
+        Ok(entered) => entered.run(work),
+        Err(_) => work(),
+    }
 }
 
 /// The context is the current one for as long as this lives; a panic leaves it too.
@@ -48,6 +45,12 @@ impl<'a, 'py> EnteredContext<'a, 'py> {
             0 => Ok(EnteredContext(context)),
             _ => Err(PyErr::fetch(context.py())),
         }
+    }
+
+    fn run<R>(self, work: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
+        let result = work();
+        self.exit()?;
+        result
     }
 
     /// Fails if the work has left the context in its turn, or entered another and not left it.

@@ -78,9 +78,7 @@ impl NameService {
         }
         drop(lookup);
     }
-}
 
-impl NameService {
     #[inline]
     pub fn has_answers(&self, py: Python<'_>) -> bool {
         self.threads.borrow_mut(py).as_ref().is_some_and(Threads::have_answered)

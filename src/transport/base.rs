@@ -172,7 +172,7 @@ impl Transport {
         Ok(())
     }
 
-    /// The same, if so much as one of them is the case.
+    /// The same where most transports neither are paused nor at the end: for these it costs a look.
     fn settle_if_at_rest(slf: &Bound<'_, Self>) -> PyResult<()> {
         let may_rest = {
             let state = slf.get().state.borrow_mut(slf.py());

@@ -187,9 +187,7 @@ impl Transport {
         };
         closed.and(detached).and(told)
     }
-}
 
-impl Transport {
     /// The server that has accepted a transport which is collected does not wait for it any longer. It is told later, by
     /// when its weak reference to this one is dead, and from whatever thread the collector runs in.
     fn leave_server(&self, py: Python<'_>) -> PyResult<()> {

@@ -299,8 +299,8 @@ def test_runs_in_one_thread_after_another(loop: asyncio.AbstractEventLoop) -> No
     assert loop.run_until_complete(answer(2)) == 2
 
 
-def test_one_iteration_for_a_program_that_drives_the_loop(loop: Any) -> None:
-    """`_run_once` is a private name, but input hooks of other loops call it."""
+def endless(loop: asyncio.AbstractEventLoop) -> list[int]:
+    """The numbers of the iterations from now on, as they run."""
     log: list[int] = []
 
     def again() -> None:
@@ -308,6 +308,12 @@ def test_one_iteration_for_a_program_that_drives_the_loop(loop: Any) -> None:
         loop.call_soon(again)
 
     loop.call_soon(again)
+    return log
+
+
+def test_one_iteration_for_a_program_that_drives_the_loop(loop: Any) -> None:
+    """`_run_once` is a private name, but input hooks of other loops call it."""
+    log = endless(loop)
     for _ in range(3):
         loop._run_once()
     assert log == [0, 1, 2]
@@ -334,13 +340,7 @@ def test_iterations_within_a_callback(loop: Any) -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="run_forever is in pieces from 3.13 on")
 def test_a_program_that_is_its_own_run_forever(loop: Any) -> None:
-    log: list[int] = []
-
-    def again() -> None:
-        log.append(len(log))
-        loop.call_soon(again)
-
-    loop.call_soon(again)
+    log = endless(loop)
     loop._run_forever_setup()
     try:
         for _ in range(3):
