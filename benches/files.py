@@ -103,6 +103,39 @@ def at_once(how: str) -> Callable[[Loop], Body]:
     return prepare
 
 
+def written(how: str) -> Callable[[Loop], Body]:
+    """Needs a thread, on any loop."""
+
+    def prepare(loop: Loop) -> Body:
+        where, data = folder(), b"x" * SMALL
+        paths = [where / str(number) for number in range(AT_ONCE)]
+        if how == "fs.write_bytes":
+            from mioloop import fs
+
+            write: Callable[[Path, bytes], Awaitable[int]] = fs.write_bytes
+        elif how == "aiofiles":
+            import aiofiles
+
+            async def write(path: Path, data: bytes) -> int:
+                async with aiofiles.open(path, "wb") as file:
+                    count: int = await file.write(data)
+                    return count
+        else:
+            import anyio
+
+            async def write(path: Path, data: bytes) -> int:
+                return await anyio.Path(path).write_bytes(data)
+
+        async def run(count: int) -> None:
+            for number in range(count):
+                if await write(paths[number % AT_ONCE], data) != SMALL:
+                    raise RuntimeError("it has not written the file")
+
+        return run
+
+    return prepare
+
+
 def opener(how: str) -> Callable[..., contextlib.AbstractAsyncContextManager[Any]]:
     if how == "fs.open":
         from mioloop import fs
@@ -183,6 +216,7 @@ def rust_future(loop: Loop) -> Body:
 ROWS = (
     *rows("small files, one by one", one_by_one, ["fs.read_bytes", "fs.open", "aiofiles", "anyio"]),
     *rows("small files, 100 at once", at_once, ["fs.read_bytes", "fs.open", "aiofiles", "anyio"], AT_ONCE),
+    *rows("small files written, one by one", written, ["fs.write_bytes", "aiofiles", "anyio"]),
     *rows("1 GiB file, a MiB at a time", large_file, ["fs.open", "aiofiles", "anyio"]),
     *rows("lines of a file", lines, ["fs.open", "aiofiles", "anyio"]),
     InProcess("await a Rust future", None, rust_future, pinned=False, modules=("rust_futures",)),

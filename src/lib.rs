@@ -9,6 +9,7 @@ mod executor;
 mod fd_watch;
 mod fs;
 mod handle;
+mod linger;
 mod py;
 mod reactor;
 mod resolver;

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use pyo3::Python;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::linger::{Jobs, Need};
 use crate::sys;
 
 /// As asyncio's default executor: more threads gain nothing where the page cache answers, and a disk little.
@@ -26,7 +27,14 @@ const THREADS_BESIDES_CORES: usize = 4;
 /// How long a thread waits for its next job before it ends.
 const IDLE: Duration = Duration::from_secs(10);
 
-static CURRENT: AtomicPtr<Runtime> = AtomicPtr::new(ptr::null_mut());
+type Job = Box<dyn FnOnce() + Send>;
+
+struct Pool {
+    runtime: Runtime,
+    jobs: Jobs<Job>,
+}
+
+static CURRENT: AtomicPtr<Pool> = AtomicPtr::new(ptr::null_mut());
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 static WRITES: AtomicUsize = AtomicUsize::new(0);
 
@@ -37,21 +45,31 @@ pub fn generation() -> u64 {
 
 /// Does the job on a thread that may block. It runs detached from the interpreter, and has nothing to do with it.
 ///
+/// `more_soon`: whether the next one may come at once when this one is done.
+///
 /// The token stands for the interpreter lock: with it nobody else starts the runtime, and nobody forks, meanwhile.
-pub fn spawn_blocking(py: Python<'_>, job: impl FnOnce() + Send + 'static) -> sys::Result<()> {
-    let runtime = current(py)?;
+pub fn spawn_blocking(
+    py: Python<'_>,
+    more_soon: bool,
+    job: impl FnOnce() + Send + 'static,
+) -> sys::Result<()> {
+    let pool = current(py)?;
+    let (number, Need::Thread) = pool.jobs.submit(more_soon, Box::new(job)) else { return Ok(()) };
     // tokio panics where the process may have no more threads.
-    match catch_unwind(AssertUnwindSafe(|| drop(runtime.spawn_blocking(job)))) {
-        Ok(()) => Ok(()),
-        Err(_) => Err(sys::Error { errno: libc::EAGAIN }),
+    let spawned = catch_unwind(AssertUnwindSafe(|| {
+        drop(pool.runtime.spawn_blocking(|| pool.jobs.work(None, |job| job())));
+    }));
+    match spawned.err().and_then(|_| pool.jobs.take_back(number)) {
+        Some(_job) => Err(sys::Error { errno: libc::EAGAIN }),
+        None => Ok(()),
     }
 }
 
-fn current(_py: Python<'_>) -> sys::Result<&'static Runtime> {
+fn current(_py: Python<'_>) -> sys::Result<&'static Pool> {
     static FORK_HANDLER: Once = Once::new();
-    // SAFETY: null, or a runtime that was leaked below and is therefore never freed.
-    if let Some(runtime) = unsafe { CURRENT.load(SeqCst).as_ref() } {
-        return Ok(runtime);
+    // SAFETY: null, or a pool that was leaked below and is therefore never freed.
+    if let Some(pool) = unsafe { CURRENT.load(SeqCst).as_ref() } {
+        return Ok(pool);
     }
     FORK_HANDLER.call_once(|| {
         // SAFETY: the handler stores to atomics, which is all that a fork of many threads allows.
@@ -59,14 +77,15 @@ fn current(_py: Python<'_>) -> sys::Result<&'static Runtime> {
     });
     let cores = thread::available_parallelism().map_or(1, usize::from);
     // No scheduler and no drivers: nothing but the pool of blocking threads is used.
+    let most_threads = MOST_THREADS.min(cores + THREADS_BESIDES_CORES);
     let runtime = Builder::new_current_thread()
-        .max_blocking_threads(MOST_THREADS.min(cores + THREADS_BESIDES_CORES))
+        .max_blocking_threads(most_threads)
         .thread_keep_alive(IDLE)
         .thread_name("mioloop-files")
         .build()?;
-    let runtime: &'static mut Runtime = Box::leak(Box::new(runtime));
-    CURRENT.store(runtime, SeqCst);
-    Ok(runtime)
+    let pool: &'static mut Pool = Box::leak(Box::new(Pool { runtime, jobs: Jobs::new(most_threads) }));
+    CURRENT.store(pool, SeqCst);
+    Ok(pool)
 }
 
 extern "C" fn after_fork_in_child() {

@@ -4,11 +4,11 @@
 //! run before its own future is resolved.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use mio::Waker;
 use pyo3::Python;
 
+use super::bell::Bell;
 use super::{EventLoop, Ready};
 use crate::executor::Finished;
 use crate::watch::{Parker, Patience};
@@ -35,11 +35,11 @@ impl Farewell {
     }
 
     /// Returns whether there is news, so that sleep is out of the question.
-    pub fn say(&mut self, rung: &AtomicBool) -> bool {
+    pub fn say(&mut self, bell: &Bell) -> bool {
         if let Some(parker) = self.called.take() {
             parker.set_free();
         }
-        self.watches && self.patience.watch(|| rung.load(Ordering::SeqCst))
+        self.watches && self.patience.watch(|| bell.has_news())
     }
 }
 
@@ -47,13 +47,13 @@ impl Farewell {
 /// would not get further without it.
 #[must_use]
 pub struct News {
-    rung: Arc<AtomicBool>,
+    bell: Arc<Bell>,
     waker: Option<Arc<Waker>>,
 }
 
 impl News {
     pub fn tell(self) {
-        self.rung.store(true, Ordering::SeqCst);
+        self.bell.set_rung(true);
         if let Some(waker) = self.waker {
             // It can only fail if somebody has closed its descriptor; asyncio does not tell of that either.
             let _ = waker.wake();
@@ -66,7 +66,7 @@ impl EventLoop {
     pub fn post(&self, py: Python<'_>, finished: Finished) -> Option<News> {
         self.check_open(py).ok()?;
         self.push_ready(py, Ready::Finished(Box::new(finished)));
-        Some(News { rung: self.shared.rung.clone(), waker: self.claim_waker(py) })
+        Some(News { bell: self.shared.bell.clone(), waker: self.claim_waker(py) })
     }
 
     pub fn job_begun(&self, py: Python<'_>) {
@@ -87,9 +87,11 @@ impl EventLoop {
     pub(super) fn take_farewell(&self, py: Python<'_>) -> Farewell {
         let mut jobs = self.jobs.borrow_mut(py);
         let mut farewell = std::mem::take(&mut jobs.farewell);
-        farewell.watches = jobs.unfinished > 0 && !farewell.patience.is_exhausted();
+        // Of much mail, the more comes the longer the loop sleeps; and who brings it can use the processor.
+        let awaited = jobs.unfinished > 0 || self.awaited_mail(py) == 1;
+        farewell.watches = awaited && !farewell.patience.is_exhausted();
         if farewell.watches {
-            self.shared.rung.store(false, Ordering::SeqCst);
+            self.shared.bell.set_rung(false);
         }
         farewell
     }

@@ -3,6 +3,7 @@
 //! The class is a base of `mioloop.Loop`, before `asyncio.BaseEventLoop`: what is here shadows the standard library's
 //! method of the same name, and all the rest of a loop is the standard library's own code.
 
+mod bell;
 mod debug_call;
 mod jobs;
 mod run;
@@ -12,7 +13,7 @@ mod tasks;
 mod turn;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use mio::Waker;
@@ -25,6 +26,7 @@ use pyo3::types::{PyDict, PyList, PyTuple, PyWeakrefMethods, PyWeakrefReference}
 
 use crate::executor::Finished;
 use crate::fd_watch::FdWatch;
+use crate::fs::Mailbox;
 use crate::handle::{Handle, ReturnSignal, TimerHandle};
 use crate::py::{AttachedCell, AttachedValue, Function, Slot, add_method, enter_plain};
 use crate::reactor::{Key, Poller, Reactor};
@@ -33,9 +35,11 @@ use crate::sys;
 use crate::timers::TimerQueue;
 use crate::transport::{Listener, Transport};
 
+use bell::Bell;
 use jobs::Jobs;
 use turn::Turn;
 
+pub use bell::Ringer;
 pub use debug_call::_end_debug_calls;
 pub use jobs::News;
 pub use services::{READ_SIZE, ReadBuffer, cancel_stale};
@@ -100,22 +104,12 @@ impl Owner {
     }
 }
 
-/// The loop comes to what is queued by itself.
-const AWAKE: u8 = 0;
-/// It has nothing to do, and looks at this once more before it sleeps.
-const DROWSY: u8 = 1;
-/// It is in a poll that may last. Whoever has queued something sets `AWAKE`, and who finds this in its place wakes it.
-const ASLEEP: u8 = 2;
-
 /// What any thread may touch, without the interpreter lock's help.
 struct Shared {
-    /// `AWAKE`, `DROWSY` or `ASLEEP`.
-    sleep: AtomicU8,
+    bell: Arc<Bell>,
     stopping: AtomicBool,
     return_signal: ReturnSignal,
     waker: Mutex<Option<Arc<Waker>>>,
-    /// There is news of a job; set last of all, when the GIL may be had.
-    rung: Arc<AtomicBool>,
 }
 
 /// The Rust half of `mioloop.Loop`.
@@ -147,6 +141,7 @@ pub struct EventLoop {
     loop_keyword: Slot<PyDict>,
     shared: Shared,
     name_service: AttachedCell<Option<Py<NameService>>>,
+    mailbox: AttachedCell<Option<Py<Mailbox>>>,
 }
 
 impl EventLoop {
@@ -154,18 +149,44 @@ impl EventLoop {
         self.name_service.borrow_mut(py).as_ref().map(|service| service.bind(py).clone())
     }
 
-    /// Has those who wait for names get the answers that there are.
-    pub(super) fn collect_names(&self, py: Python<'_>) {
-        let service = match self.name_service.borrow_mut(py).as_ref() {
-            Some(service) if service.get().has_answers(py) => service.clone_ref(py),
-            _ => return,
-        };
-        service.get().collect(py);
-    }
-
     pub fn set_name_service(&self, py: Python<'_>, service: Option<Bound<'_, NameService>>) {
         let old = self.name_service.replace(py, service.map(Bound::unbind));
         drop(old);
+    }
+
+    pub fn mailbox<'py>(&self, py: Python<'py>) -> Option<Bound<'py, Mailbox>> {
+        self.mailbox.borrow_mut(py).as_ref().map(|mailbox| mailbox.bind(py).clone())
+    }
+
+    pub fn set_mailbox(&self, py: Python<'_>, mailbox: Option<Bound<'_, Mailbox>>) {
+        let old = self.mailbox.replace(py, mailbox.map(Bound::unbind));
+        drop(old);
+    }
+
+    /// How many things threads that know nothing of Python are to bring.
+    fn awaited_mail(&self, py: Python<'_>) -> usize {
+        let names = self.name_service.borrow_mut(py);
+        let mailbox = self.mailbox.borrow_mut(py);
+        names.as_ref().map_or(0, |names| names.get().awaits(py))
+            + mailbox.as_ref().map_or(0, |mailbox| mailbox.get().awaits(py))
+    }
+
+    /// Gives what such threads have brought to those who wait for it.
+    #[inline]
+    fn collect_mail(&self, py: Python<'_>) {
+        if self.shared.bell.take_mail() {
+            self.empty_boxes(py);
+        }
+    }
+
+    #[cold]
+    fn empty_boxes(&self, py: Python<'_>) {
+        if let Some(names) = self.name_service(py) {
+            names.get().collect(py);
+        }
+        if let Some(mailbox) = self.mailbox(py) {
+            mailbox.get().collect(py);
+        }
     }
 
     pub fn is_debug(&self, py: Python<'_>) -> bool {
@@ -205,7 +226,8 @@ impl EventLoop {
         let owners = self.reactor.borrow_mut(py).as_mut().map(Reactor::take_all);
         let turn = self.turn.replace(py, Turn::default());
         let names = self.name_service.replace(py, None);
-        drop((ready, timers, owners, turn, names));
+        let mailbox = self.mailbox.replace(py, None);
+        drop((ready, timers, owners, turn, names, mailbox));
     }
 }
 
@@ -299,6 +321,7 @@ impl EventLoop {
             jobs: AttachedCell::new(Jobs::default()),
             turn: AttachedCell::new(Turn::default()),
             name_service: AttachedCell::new(None),
+            mailbox: AttachedCell::new(None),
             closed: AttachedValue::new(false),
             debug: AttachedValue::new(false),
             thread_id: AttachedValue::new(None),
@@ -309,11 +332,10 @@ impl EventLoop {
             task_factory: Slot::empty(),
             loop_keyword: Slot::empty(),
             shared: Shared {
-                sleep: AtomicU8::new(AWAKE),
+                bell: Arc::default(),
                 stopping: AtomicBool::new(false),
                 return_signal: ReturnSignal::default(),
                 waker: Mutex::new(Some(Arc::new(waker))),
-                rung: Arc::new(AtomicBool::new(false)),
             },
         })
     }
@@ -357,7 +379,7 @@ impl EventLoop {
             Ok((poller, reactor.waker()?))
         })??;
         // The thread that sat in the poll is not there any more, unless it is this one, which is not in it.
-        this.shared.sleep.store(AWAKE, Ordering::SeqCst);
+        this.shared.bell.wake_up();
         let waker = this.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::new(waker));
         drop((this.poller.replace(py, Some(poller)), waker));
         this.forget_jobs(py);
@@ -367,6 +389,8 @@ impl EventLoop {
             this.leave_run(py);
         }
         resolver::after_fork(slf);
+        // What is done for it is done for the parent.
+        this.set_mailbox(py, None);
         Ok(())
     }
 
@@ -482,6 +506,9 @@ impl EventLoop {
         }
         if let Ok(names) = self.name_service.borrow_for_traverse() {
             visit.call(names.as_ref())?;
+        }
+        if let Ok(mailbox) = self.mailbox.borrow_for_traverse() {
+            visit.call(mailbox.as_ref())?;
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use super::{ASLEEP, AWAKE, DROWSY, EventLoop, Owner, Ready, Shared};
+use super::{EventLoop, Owner, Ready};
 use crate::fd_watch;
 use crate::handle::Handle;
 use crate::py::{Asyncio, is_fatal, track};
@@ -179,8 +179,8 @@ impl EventLoop {
     /// Waits for events and queues what they make ready. Signal handlers of Python run before that: one that raises
     /// leaves the loop here.
     ///
-    /// Instead of sleeping it may watch for a job to end. If one does, I/O has not been looked at, and the result is
-    /// false; when it is `due`, it is looked at first.
+    /// Instead of sleeping it may watch for a job to end. If one does, or has, I/O has not been looked at, and the result
+    /// is false; when it is `due` and would have to wait, it is looked at first.
     fn poll(&self, py: Python<'_>, timeout: Option<Duration>, due: bool) -> PyResult<bool> {
         let Some(mut poller) = self.poller.replace(py, None) else {
             return self.check_open(py).map(|()| true);
@@ -200,8 +200,8 @@ impl EventLoop {
         };
         drop(self.poller.replace(py, Some(poller)));
         events?;
+        self.collect_mail(py);
         if polled.is_some() {
-            self.collect_names(py);
             py.check_signals()?;
         }
         Ok(polled.is_some())
@@ -216,20 +216,19 @@ impl EventLoop {
         due: bool,
     ) -> Option<sys::Result<()>> {
         let mut farewell = self.take_farewell(py);
-        let Shared { sleep, rung, .. } = &self.shared;
-        // Nothing was queued, and for that one needs the GIL: whoever has it after us sees this.
-        sleep.store(DROWSY, Ordering::SeqCst);
+        let bell = &*self.shared.bell;
+        // Nothing was queued, and for that one needs the GIL.
+        bell.become_drowsy();
         let polled = py.detach(|| {
             let polled = if due && farewell.is_watching() {
                 Some(poller.poll(Some(Duration::ZERO)))
-            } else if farewell.say(rung) {
+            } else if farewell.say(bell) || bell.has_mail() {
                 None
             } else {
                 // Whoever came before has not woken us.
-                let fallen = sleep.compare_exchange(DROWSY, ASLEEP, Ordering::SeqCst, Ordering::SeqCst);
-                Some(poller.poll(if fallen.is_ok() { timeout } else { Some(Duration::ZERO) }))
+                Some(poller.poll(if bell.fall_asleep() { timeout } else { Some(Duration::ZERO) }))
             };
-            sleep.store(AWAKE, Ordering::SeqCst);
+            bell.wake_up();
             polled
         });
         self.put_farewell(py, farewell);

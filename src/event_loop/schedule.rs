@@ -1,7 +1,6 @@
 //! Scheduling: `call_soon` and its kin.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, PoisonError};
 
 use mio::Waker;
 use pyo3::exceptions::PyTypeError;
@@ -9,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyType};
 use pyo3::{ffi, intern};
 
-use super::{ASLEEP, AWAKE, EventLoop, Ready};
+use super::{EventLoop, Ready, Ringer};
 use crate::handle::{Handle, TimerHandle, add_delay};
 use crate::py::{Arguments, Function, add_method, enter_fast};
 use crate::sys;
@@ -214,18 +213,17 @@ impl EventLoop {
         }
     }
 
-    /// For threads that know nothing of Python: it ends a poll, and the next one if none is on.
-    pub fn waker(&self) -> Weak<Waker> {
+    /// For threads that know nothing of Python.
+    pub fn ringer(&self, _py: Python<'_>) -> Ringer {
         let waker = self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner);
-        waker.as_ref().map_or_else(Weak::new, Arc::downgrade)
+        Ringer::new(self.shared.bell.clone(), waker.as_ref().map(Arc::downgrade).unwrap_or_default())
     }
 
     /// What to wake the loop with. Nobody else will do it, so this is not to be given up.
     #[inline]
     pub(super) fn claim_waker(&self, _py: Python<'_>) -> Option<Arc<Waker>> {
-        // Most often so, and to change it costs more. Relaxed will do: the loop leaves this state with the GIL, which the
-        // caller has; and whoever brings it back sees to it that the loop looks at the queue once more.
-        if self.shared.sleep.load(Ordering::Relaxed) == AWAKE {
+        // Most often so, and to change it costs more.
+        if self.shared.bell.is_loop_awake() {
             return None;
         }
         self.take_waker()
@@ -233,7 +231,7 @@ impl EventLoop {
 
     #[cold]
     fn take_waker(&self) -> Option<Arc<Waker>> {
-        if self.shared.sleep.swap(AWAKE, Ordering::SeqCst) != ASLEEP {
+        if !self.shared.bell.rouse() {
             return None;
         }
         self.shared.waker.lock().unwrap_or_else(PoisonError::into_inner).clone()

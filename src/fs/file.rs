@@ -391,7 +391,7 @@ impl File {
                 drop(loan);
                 drop(writing);
             };
-            let _ = runtime::spawn_blocking(py, job);
+            let _ = mailbox.get().spawn(py, job);
         }
         Ok(future)
     }

@@ -1,8 +1,11 @@
 //! Where a loop gets its results from the blocking threads.
 //!
-//! A thread posts a letter and, if the box was empty, raises the signal that the loop watches; the loop then delivers
-//! whatever is there. Letters name a number, not a future: what is Python's stays with the loop.
+//! A thread posts a letter and, if the box was empty, tells the loop, which then delivers whatever is there. Letters name
+//! a number, not a future: what is Python's stays with the loop.
+//!
+//! A loop of ours is told by its bell. Any other watches a descriptor.
 
+use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::exceptions::PyOSError;
@@ -13,6 +16,7 @@ use pyo3::pybacked::PyBackedBytes;
 use slab::Slab;
 
 use super::outcome::Outcome;
+use crate::event_loop::{EventLoop, Ringer};
 use crate::py::AttachedCell;
 use crate::runtime::{self, Writing};
 use crate::sys;
@@ -28,7 +32,13 @@ struct Letter {
 /// The half of a mailbox that threads hold.
 pub struct Letterbox {
     letters: Mutex<Vec<Letter>>,
-    signal: Signal,
+    call: Call,
+}
+
+/// How a loop gets to know that there are letters.
+enum Call {
+    Bell(Ringer),
+    Signal(Signal),
 }
 
 impl Letterbox {
@@ -38,8 +48,10 @@ impl Letterbox {
             letters.push(letter);
             letters.len() == 1
         };
-        if first {
-            self.signal.set();
+        match &self.call {
+            _ if !first => {}
+            Call::Bell(ringer) => ringer.ring(),
+            Call::Signal(signal) => signal.set(),
         }
     }
 }
@@ -118,8 +130,36 @@ impl Mailbox {
         job: impl FnOnce(Recipient) + Send + 'static,
     ) -> PyResult<()> {
         let recipient = self.expect(py, future, names);
-        // A failure does not mean that the job is dropped: tokio may do it yet, when it gets a thread after all.
-        Ok(runtime::spawn_blocking(py, move || job(recipient))?)
+        Ok(self.spawn(py, move || job(recipient))?)
+    }
+
+    /// As `submit`, for a job that nobody waits for here.
+    pub fn spawn(&self, py: Python<'_>, job: impl FnOnce() + Send + 'static) -> sys::Result<()> {
+        // Another loop is asleep by the time of the result, and long in coming back with more.
+        let more_soon = matches!(self.letterbox.call, Call::Bell(_));
+        runtime::spawn_blocking(py, more_soon, job)
+    }
+
+    /// How many letters are to come.
+    pub fn awaits(&self, py: Python<'_>) -> usize {
+        self.waiting.borrow_mut(py).len()
+    }
+
+    /// Gives the results that have come to the futures that wait for them.
+    pub fn collect(&self, py: Python<'_>) {
+        let letters =
+            std::mem::take(&mut *self.letterbox.letters.lock().unwrap_or_else(PoisonError::into_inner));
+        for letter in letters {
+            let Some(waiting) = self.take(py, letter.number) else { continue };
+            if let Err(error) = waiting.deliver(py, letter.result) {
+                error.write_unraisable(py, Some(waiting.future.bind(py)));
+            }
+        }
+    }
+
+    fn new(call: Call) -> Self {
+        let letterbox = Letterbox { letters: Mutex::new(Vec::new()), call };
+        Mailbox { letterbox: Arc::new(letterbox), waiting: AttachedCell::new(Slab::new()) }
     }
 
     fn take(&self, py: Python<'_>, number: usize) -> Option<Waiting> {
@@ -129,30 +169,39 @@ impl Mailbox {
 
 #[pymethods]
 impl Mailbox {
+    /// For a loop that is not ours, which watches its descriptor.
     #[new]
-    fn new() -> PyResult<Self> {
-        let letterbox = Letterbox { letters: Mutex::new(Vec::new()), signal: Signal::new()? };
-        Ok(Mailbox { letterbox: Arc::new(letterbox), waiting: AttachedCell::new(Slab::new()) })
+    fn with_signal() -> PyResult<Self> {
+        Ok(Mailbox::new(Call::Signal(Signal::new()?)))
     }
 
-    /// The descriptor that is readable when there is something to deliver.
-    fn fileno(&self) -> i32 {
-        self.letterbox.signal.fd()
-    }
-
-    /// Gives the results that have come to the futures that wait for them.
-    fn deliver(&self, py: Python<'_>) -> PyResult<()> {
-        // Before the letters are taken: one that comes now raises it again.
-        self.letterbox.signal.clear();
-        let letters =
-            std::mem::take(&mut *self.letterbox.letters.lock().unwrap_or_else(PoisonError::into_inner));
-        for letter in letters {
-            let Some(waiting) = self.take(py, letter.number) else { continue };
-            if let Err(error) = waiting.deliver(py, letter.result) {
-                error.write_unraisable(py, Some(waiting.future.bind(py)));
-            }
+    /// That of a loop of ours, which keeps it.
+    #[staticmethod]
+    fn of<'py>(event_loop: &Bound<'py, EventLoop>) -> PyResult<Bound<'py, Mailbox>> {
+        let (py, this) = (event_loop.py(), event_loop.get());
+        if let Some(mailbox) = this.mailbox(py) {
+            return Ok(mailbox);
         }
-        Ok(())
+        let mailbox = Bound::new(py, Mailbox::new(Call::Bell(this.ringer(py))))?;
+        this.set_mailbox(py, Some(mailbox.clone()));
+        Ok(mailbox)
+    }
+
+    /// The descriptor that is readable when there is something to deliver; -1 if it is a loop of ours.
+    fn fileno(&self) -> RawFd {
+        match &self.letterbox.call {
+            Call::Bell(_) => -1,
+            Call::Signal(signal) => signal.fd(),
+        }
+    }
+
+    /// What is to be done when the descriptor is readable.
+    fn deliver(&self, py: Python<'_>) {
+        // Before the letters are taken: one that comes now raises it again.
+        if let Call::Signal(signal) = &self.letterbox.call {
+            signal.clear();
+        }
+        self.collect(py);
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

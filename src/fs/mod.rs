@@ -4,14 +4,14 @@
 //!   loop's thread                                  a blocking thread (runtime.rs)
 //!   File, Mailbox::stat …  ── job ──────────────>  system calls on a Buffered, a path
 //!          ^                                                 │
-//!          └── Mailbox.deliver <── eventfd, letters ─────────┘
+//!          └──────── Mailbox <── letters, bell ─────────────┘
 //! ```
 //!
 //! The work is the standard library's and tokio's blocking threads are where it is done. (`tokio::fs::File` is the same
 //! calls on the same threads, with a copy through a buffer of its own and a hop for every call; here a call that the
 //! buffer can answer makes no hop, nor does what the kernel has in memory: `at_once`.) A blocking thread never touches
-//! Python: results travel as plain memory, and a batch of them costs one wake-up. The wake-up is a descriptor that the
-//! loop watches, which every asyncio loop can do.
+//! Python: results travel as plain memory, and a batch of them costs one wake-up. A loop of ours has its bell; for any
+//! other the wake-up is a descriptor that it watches, which every asyncio loop can do.
 
 mod at_once;
 mod buffered;

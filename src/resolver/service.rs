@@ -36,7 +36,7 @@ impl NameService {
         }
         let service = NameService {
             event_loop: event_loop.clone().unbind(),
-            threads: AttachedCell::new(Some(Threads::new(event_loop.get().waker()))),
+            threads: AttachedCell::new(Some(Threads::new(event_loop.get().ringer(py)))),
             lookups: AttachedCell::new(Lookups::default()),
         };
         let service = Bound::new(py, service)?;
@@ -79,9 +79,9 @@ impl NameService {
         drop(lookup);
     }
 
-    #[inline]
-    pub fn has_answers(&self, py: Python<'_>) -> bool {
-        self.threads.borrow_mut(py).as_ref().is_some_and(Threads::have_answered)
+    /// How many answers are to come.
+    pub fn awaits(&self, py: Python<'_>) -> usize {
+        self.lookups.borrow_mut(py).under_way.len()
     }
 
     /// Hands the answers that have come to those who wait for them.

@@ -5,15 +5,13 @@
 //! is more to do than threads that wait for it, up to as many as asyncio's default executor would have, and end when
 //! they have waited for a while.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use mio::Waker;
-
 use super::request::{Answer, Request};
+use crate::event_loop::Ringer;
+use crate::linger::{Jobs, Need};
 use crate::sys;
 
 /// How long a thread waits for another look-up.
@@ -21,88 +19,46 @@ const IDLE: Duration = Duration::from_secs(3);
 
 pub struct Threads {
     shared: Arc<Shared>,
-    most: usize,
 }
 
 struct Shared {
-    queue: Mutex<Queue>,
-    work: Condvar,
-    outbox: Mutex<Outbox>,
-    /// The outbox is not empty.
-    answered: AtomicBool,
-    /// The loop's, which closes it: no thread of ours may keep it open, least of all in a forked child.
-    waker: Weak<Waker>,
-}
-
-#[derive(Default)]
-struct Queue {
-    jobs: VecDeque<(u64, Request)>,
-    threads: usize,
-    idle: usize,
-    closed: bool,
-}
-
-#[derive(Default)]
-struct Outbox {
-    answers: Vec<(u64, Answer)>,
-    /// So is the loop.
-    closed: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    jobs: Jobs<(u64, Request)>,
+    /// None: the loop is closed.
+    outbox: Mutex<Option<Vec<(u64, Answer)>>>,
+    ringer: Ringer,
 }
 
 impl Threads {
-    /// Starts none yet. They end the loop's sleep when there are answers.
-    pub fn new(waker: Weak<Waker>) -> Self {
-        let shared = Shared {
-            queue: Mutex::default(),
-            work: Condvar::new(),
-            outbox: Mutex::default(),
-            answered: AtomicBool::new(false),
-            waker,
-        };
+    /// Starts none yet. They ring when there are answers.
+    pub fn new(ringer: Ringer) -> Self {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        Threads { shared: Arc::new(shared), most: (processors + 4).min(32) }
+        let jobs = Jobs::new((processors + 4).min(32));
+        Threads { shared: Arc::new(Shared { jobs, outbox: Mutex::new(Some(Vec::new())), ringer }) }
     }
 
     pub fn submit(&self, number: u64, request: Request) -> sys::Result<()> {
-        let mut queue = lock(&self.shared.queue);
-        queue.jobs.push_back((number, request));
-        if queue.jobs.len() <= queue.idle || queue.threads >= self.most {
-            drop(queue);
-            self.shared.work.notify_one();
-            return Ok(());
-        }
+        let jobs = &self.shared.jobs;
+        let (job, Need::Thread) = jobs.submit(true, (number, request)) else { return Ok(()) };
         let shared = Arc::clone(&self.shared);
-        match thread::Builder::new().name("mioloop-names".to_owned()).spawn(move || shared.serve()) {
-            Ok(_detached) => queue.threads += 1,
-            // Those that there are will come to it.
-            Err(_) if queue.threads > 0 => {}
-            Err(error) => {
-                queue.jobs.pop_back();
-                return Err(error.into());
-            }
+        let spawned = thread::Builder::new().name("mioloop-names".to_owned()).spawn(move || {
+            // Signals are for the threads that run Python, which have system calls to be interrupted in.
+            sys::block_signals();
+            shared.jobs.work(Some(IDLE), |(number, request)| shared.answer(number, &request));
+        });
+        match spawned.map_err(|error| (error, jobs.take_back(job))) {
+            Err((error, Some(_request))) => Err(error.into()),
+            Err((_, None)) | Ok(_) => Ok(()),
         }
-        Ok(())
     }
 
     /// Nobody waits for it any more: if no thread has begun, none will.
     pub fn forget(&self, number: u64) {
-        lock(&self.shared.queue).jobs.retain(|(other, _)| *other != number);
-    }
-
-    #[inline]
-    pub fn have_answered(&self) -> bool {
-        self.shared.answered.load(Ordering::Acquire)
+        drop(self.shared.jobs.forget(|(other, _)| *other == number));
     }
 
     /// The answers since the last time.
     pub fn take(&self) -> Vec<(u64, Answer)> {
-        let mut outbox = lock(&self.shared.outbox);
-        self.shared.answered.store(false, Ordering::Relaxed);
-        std::mem::take(&mut outbox.answers)
+        self.shared.outbox().as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// In a child process: none of the threads is here, and the locks may be held for ever.
@@ -114,61 +70,23 @@ impl Threads {
 impl Drop for Threads {
     /// Waits for nobody: a look-up that is under way ends when it ends.
     fn drop(&mut self) {
-        let answers = {
-            let mut outbox = lock(&self.shared.outbox);
-            outbox.closed = true;
-            std::mem::take(&mut outbox.answers)
-        };
+        let answers = self.shared.outbox().take();
         drop(answers);
-        let mut queue = lock(&self.shared.queue);
-        queue.closed = true;
-        queue.jobs.clear();
-        drop(queue);
-        self.shared.work.notify_all();
+        self.shared.jobs.close();
     }
 }
 
 impl Shared {
-    /// A thread's life.
-    fn serve(&self) {
-        // Signals are for the threads that run Python, which have system calls to be interrupted in.
-        sys::block_signals();
-        while let Some((number, request)) = self.next() {
-            let answer = request.answer();
-            let first = {
-                let mut outbox = lock(&self.outbox);
-                if outbox.closed {
-                    return;
-                }
-                outbox.answers.push((number, answer));
-                !self.answered.swap(true, Ordering::Release)
-            };
-            // Without the lock, which the loop takes as soon as it is awake.
-            if let Some(waker) = self.waker.upgrade().filter(|_| first) {
-                // It can only fail if somebody has closed its descriptor.
-                let _ = waker.wake();
-            }
-        }
+    fn outbox(&self) -> MutexGuard<'_, Option<Vec<(u64, Answer)>>> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn next(&self) -> Option<(u64, Request)> {
-        let mut queue = lock(&self.queue);
-        loop {
-            if queue.closed {
-                return None;
-            }
-            if let Some(job) = queue.jobs.pop_front() {
-                return Some(job);
-            }
-            queue.idle += 1;
-            let (guard, waited) = self.work.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
-            queue = guard;
-            queue.idle -= 1;
-            if waited.timed_out() && queue.jobs.is_empty() {
-                queue.threads -= 1;
-                return None;
-            }
+    fn answer(&self, number: u64, request: &Request) {
+        let answer = request.answer();
+        if let Some(answers) = self.outbox().as_mut() {
+            answers.push((number, answer));
         }
+        self.ringer.ring();
     }
 }
 
@@ -193,20 +111,19 @@ mod tests {
 
     #[test]
     fn every_look_up_is_answered_once() {
-        let threads = Threads::new(Weak::new());
+        let threads = Threads::new(Ringer::default());
         for number in 0..100 {
             threads.submit(number, request(c"127.0.0.1")).unwrap();
         }
         assert_eq!(wait_for_answers(&threads, 100), (0..100).collect::<Vec<_>>());
-        assert!(lock(&threads.shared.queue).threads <= threads.most);
     }
 
     #[test]
     fn threads_that_have_nothing_to_do_end() {
-        let threads = Threads::new(Weak::new());
+        let threads = Threads::new(Ringer::default());
         threads.submit(1, request(c"127.0.0.1")).unwrap();
         wait_for_answers(&threads, 1);
-        while lock(&threads.shared.queue).threads > 0 {
+        while Arc::strong_count(&threads.shared) > 1 {
             thread::sleep(Duration::from_millis(10));
         }
         threads.submit(2, request(c"127.0.0.1")).unwrap();
@@ -215,7 +132,7 @@ mod tests {
 
     #[test]
     fn dropped_threads_end() {
-        let threads = Threads::new(Weak::new());
+        let threads = Threads::new(Ringer::default());
         threads.submit(1, request(c"127.0.0.1")).unwrap();
         let shared = Arc::clone(&threads.shared);
         drop(threads);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import contextvars
 import os
 from asyncio import Future, get_running_loop
@@ -18,14 +17,16 @@ from ..loop import Loop
 WRITES_AT_EXIT = 5.0
 """Seconds that the end of the program waits for writes that nobody has awaited."""
 
-# Weak at both ends: a mailbox knows futures, which know their loop, and would keep it alive from here. The
-# loop holds its mailbox, as what it watches, until it is closed.
+# Those of loops that are not ours. Weak at both ends: a mailbox knows futures, which know their loop, and would
+# keep it alive from here. The loop holds its mailbox, as what it watches, until it is closed.
 _mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, ref[Mailbox]] = WeakKeyDictionary()
 
 
 def context() -> tuple[Mailbox, Future[Any]]:
     """The running loop's mailbox, and a future for it to give a result to."""
     loop = get_running_loop()
+    if isinstance(loop, Loop):
+        return Mailbox.of(loop), Future(loop=loop)
     try:
         mailbox = _mailboxes[loop]()
     except KeyError:
@@ -64,12 +65,7 @@ def _after_fork() -> None:
     """The child's loops share their signals with the parent's, and must not take those back."""
     global _forks
     _forks += 1
-    for loop, reference in list(_mailboxes.items()):
-        mailbox = reference()
-        # Others than ours share what they watch with the parent too; there is no taking anything out.
-        if mailbox is not None and isinstance(loop, Loop):
-            with contextlib.suppress(RuntimeError):  # It is closed.
-                loop.remove_reader(mailbox.fileno())
+    # They share what they watch with the parent too; there is no taking anything out.
     _mailboxes.clear()
 
 
