@@ -1,7 +1,7 @@
 """What threads that know nothing of Python bring to a loop: names and files.
 
-Whatever the loop does meanwhile (it sleeps, is busy, does not run at all, is driven by somebody else), what was
-brought reaches those who wait for it.
+Whatever the loop does meanwhile (it sleeps, is busy, does not run at all, is driven by somebody else), what
+was brought reaches those who wait for it.
 """
 
 from __future__ import annotations

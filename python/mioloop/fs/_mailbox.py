@@ -17,8 +17,8 @@ from ..loop import Loop
 WRITES_AT_EXIT = 5.0
 """Seconds that the end of the program waits for writes that nobody has awaited."""
 
-# Those of loops that are not ours. Weak at both ends: a mailbox knows futures, which know their loop, and would
-# keep it alive from here. The loop holds its mailbox, as what it watches, until it is closed.
+# Those of loops that are not ours. Weak at both ends: a mailbox knows futures, which know their loop, and
+# would keep it alive from here. The loop holds its mailbox, as what it watches, until it is closed.
 _mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, ref[Mailbox]] = WeakKeyDictionary()
 
 
