@@ -5,6 +5,7 @@
 pub mod files;
 pub mod found;
 pub mod local;
+pub mod memory;
 pub mod names;
 
 use std::io::{self, IoSlice};

@@ -310,6 +310,7 @@ impl EventLoop {
     #[new]
     #[pyo3(signature = (*_args, **_kwargs))]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        sys::memory::keep_freed();
         let (reactor, poller) = Reactor::new()?;
         let waker = reactor.waker()?;
         Ok(EventLoop {

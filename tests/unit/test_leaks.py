@@ -7,8 +7,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import platform
 import signal
 import socket
+import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Coroutine
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 
 from .protocols import BufferedRecorder, Recorder, connected
-from .support import Caught, pipe, run, run_once, settle, socketpair, tcp_pair, until
+from .support import SAFETY, Caught, pipe, run, run_once, settle, socketpair, tcp_pair, until
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -453,3 +455,30 @@ def test_results_of_many_tasks_are_let_go(loop: asyncio.AbstractEventLoop) -> No
     run(loop, main())
     gc.collect()
     assert [reference() for reference in watched] == [None] * 100
+
+
+@pytest.mark.mioloop_only(reason="asyncio leaves that to malloc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what the GNU C library does")
+def test_the_memory_of_large_messages_is_not_got_page_by_page() -> None:
+    """Three objects of 200 KiB at a time: by default malloc would give some of that back each time."""
+    script = """
+import resource, mioloop
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+mioloop.new_event_loop().close()
+bytearray(200_000), bytearray(200_000), bytearray(200_000)
+before = faults()
+for _ in range(100):
+    objects = [bytearray(200_000) for _ in range(3)]
+    del objects
+print(faults() - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment.pop("GLIBC_TUNABLES", None)
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=SAFETY, env=environment)
+    assert result.returncode == 0, result.stderr
+    # A round is 146 pages.
+    assert int(result.stdout) < 1000

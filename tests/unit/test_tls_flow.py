@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+import socket
+import ssl
+import time
 from typing import Any
 
 import pytest
@@ -222,6 +226,61 @@ def test_an_empty_buffer(loop: asyncio.AbstractEventLoop, tls: Contexts, caught:
             await until(lambda: protocol.is_lost)
             assert str(protocol.loss) == "get_buffer() returned an empty buffer"
             assert caught.take()["exception"] is protocol.loss
+
+    run(loop, main())
+
+
+class OwnSSLObject(ssl.SSLObject):
+    """A program's own class is called by its public methods."""
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("pauses", [False, True])
+def test_a_flood(
+    loop: asyncio.AbstractEventLoop, tls: Contexts, version: ssl.TLSVersion, own: bool, pauses: bool
+) -> None:
+    """More at once than a record, a socket's buffer and what OpenSSL is given hold, and then little again."""
+    chosen = random.Random(7)
+    sent = [
+        chosen.randbytes(size) for size in [10, 3_000_000, 16384, 1, 70_000, *range(1, 2000, 97), 900_000]
+    ]
+    contexts = make_contexts()
+    contexts.server.minimum_version = contexts.server.maximum_version = version
+    if own:
+        contexts.server.sslobject_class = OwnSSLObject
+
+    class Slow(Recorder):
+        largest = 0
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self.largest = max(self.largest, len(data))
+            if pauses and chosen.random() < 0.3:
+                self.transport.pause_reading()
+                loop.call_later(chosen.random() / 1000, self.transport.resume_reading)
+
+    def flood(address: tuple[str, int]) -> None:
+        with (
+            socket.create_connection(address) as plain,
+            contexts.client.wrap_socket(plain, server_hostname="localhost") as secure,
+        ):
+            for data in sent:
+                secure.sendall(data)
+            secure.unwrap()
+
+    async def main() -> None:
+        protocol = Slow()
+        server = await loop.create_server(lambda: protocol, "127.0.0.1", 0, ssl=contexts.server)
+        flooding = loop.run_in_executor(None, flood, server.sockets[0].getsockname())
+        await until(lambda: protocol.events)
+        time.sleep(0.05)  # let it fill what there is
+        await flooding
+        await until(lambda: protocol.is_lost)
+        assert protocol.data == b"".join(sent)
+        assert protocol.largest > 16384
+        server.close()
+        await server.wait_closed()
 
     run(loop, main())
 

@@ -6,7 +6,7 @@
 
 mod coalesce;
 mod read;
-mod received;
+pub(in crate::transport) mod received;
 mod write;
 mod write_buffer;
 
@@ -30,7 +30,7 @@ use write_buffer::WriteBuffer;
 pub struct StreamTransport {
     output: AttachedCell<Output>,
     /// How many bytes the last read of a `Protocol` gave.
-    last_received: AttachedValue<usize>,
+    pub(in crate::transport) last_received: AttachedValue<usize>,
 }
 
 #[derive(Default)]

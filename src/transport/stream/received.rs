@@ -25,6 +25,14 @@ pub fn room_after(size: usize) -> Option<usize> {
     (size >= WORTH_IT && room <= LARGEST).then_some(room)
 }
 
+/// Copies as much as there is room for, and returns how much that is.
+pub fn put(memory: &mut [MaybeUninit<u8>], data: &[u8]) -> usize {
+    for (place, byte) in memory.iter_mut().zip(data) {
+        place.write(*byte);
+    }
+    memory.len().min(data.len())
+}
+
 /// Bytes in the making, which no Python code can get at.
 pub struct Room(NonNull<compat::PyBytesWriter>);
 

@@ -2,18 +2,22 @@
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyMemoryView, PySlice};
 
 use super::work::Todo;
 use super::{Beneath, Phase, TlsTransport, not_connected};
-use crate::event_loop::EventLoop;
+use crate::event_loop::{EventLoop, READ_SIZE};
 use crate::py::Asyncio;
 use crate::sys;
 use crate::transport::protocol::{NativeProtocol, Receive};
+use crate::transport::stream::received::Room;
 use crate::transport::{Data, StreamTransport, Transport};
 
 /// As much as OpenSSL is given at once: its buffer keeps the size it has grown to.
 const CHUNK: usize = 32 * 1024;
+
+/// From so much on the next is likely to be much too, and is received where it can stay until OpenSSL is given it.
+const MUCH: usize = 2 * CHUNK;
 
 /// TLS as the protocol of a stream transport, without a Python frame.
 struct Tls;
@@ -23,27 +27,40 @@ pub(in crate::transport) static NATIVE: &dyn NativeProtocol = &Tls;
 impl NativeProtocol for Tls {
     fn offer(
         &self,
-        _object: &Bound<'_, PyAny>,
+        object: &Bound<'_, PyAny>,
         transport: &Bound<'_, StreamTransport>,
         receive: Receive<'_>,
     ) -> sys::Result<usize> {
-        let (py, base) = (transport.py(), transport.as_super().get());
-        base.event_loop.get().with_read_buffer(py, receive)
+        let (py, event_loop) = (transport.py(), &transport.as_super().get().event_loop);
+        let Ok(tls) = object.cast::<TlsTransport>() else { return Err(sys::Error { errno: libc::EBADF }) };
+        let last = &transport.get().last_received;
+        let size = if last.get(py) < MUCH {
+            let size = event_loop.get().with_read_buffer(py, receive)?;
+            // SAFETY: so many bytes have been received into the loop's buffer.
+            unsafe { StreamTransport::with_received(transport, size, |bytes| tls.get().take_in(py, bytes)) };
+            size
+        } else {
+            let no_memory = |_| sys::Error { errno: libc::ENOMEM };
+            let mut room = Room::new(py, READ_SIZE).map_err(no_memory)?;
+            let size = receive(room.memory())?;
+            // SAFETY: the kernel has written so many bytes to the front of it.
+            tls.get().keep(py, unsafe { room.finish(py, size) }.map_err(no_memory)?);
+            size
+        };
+        last.set(py, size);
+        Ok(size)
     }
 
     fn received(
         &self,
         object: &Bound<'_, PyAny>,
-        transport: &Bound<'_, StreamTransport>,
-        size: usize,
+        _transport: &Bound<'_, StreamTransport>,
+        _size: usize,
     ) -> PyResult<()> {
-        let py = transport.py();
-        let Ok(tls) = object.cast::<TlsTransport>() else { return Ok(()) };
-        // SAFETY: `offer` has received them into the loop's buffer.
-        unsafe {
-            StreamTransport::with_received(transport, size, |received| tls.get().take_in(py, received))
-        };
-        TlsTransport::advance_in_context(tls, Todo::READ)
+        match object.cast::<TlsTransport>() {
+            Ok(tls) => TlsTransport::advance_in_context(tls, Todo::READ),
+            Err(_) => Ok(()),
+        }
     }
 
     fn flush(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -68,38 +85,50 @@ impl NativeProtocol for Tls {
 }
 
 impl TlsTransport {
-    /// Keeps what was received, until OpenSSL is given it.
+    /// Keeps a copy of what was received, until OpenSSL is given it.
     fn take_in(&self, py: Python<'_>, received: &[u8]) {
-        let mut state = self.state.borrow_mut(py);
-        if state.finished {
-            return;
+        for chunk in received.chunks(CHUNK) {
+            self.keep(py, PyBytes::new(py, chunk));
         }
-        state.received_size += received.len();
-        state.received.extend(received.chunks(CHUNK).map(|chunk| PyBytes::new(py, chunk).unbind()));
+    }
+
+    fn keep(&self, py: Python<'_>, received: Bound<'_, PyBytes>) {
+        let mut state = self.state.borrow_mut(py);
+        if !state.finished && !received.as_bytes().is_empty() {
+            state.received_size += received.as_bytes().len();
+            state.received.push_back(received.unbind());
+        }
     }
 
     /// Gives OpenSSL more of it, and returns how much. None if there is no more.
     pub(super) fn feed(slf: &Bound<'_, Self>) -> PyResult<Option<usize>> {
         let (py, this) = (slf.py(), slf.get());
-        let chunk = {
+        let (piece, chunk) = {
             let mut state = this.state.borrow_mut(py);
-            let chunk = state.received.pop_front();
-            if let Some(chunk) = &chunk {
-                state.received_size -= chunk.as_bytes(py).len();
+            let Some(piece) = state.received.pop_front() else { return Ok(None) };
+            let (start, end) = (state.received_from, piece.as_bytes(py).len());
+            let chunk = start..end.min(start + CHUNK);
+            state.received_size -= chunk.len();
+            state.received_from = if chunk.end < end { chunk.end } else { 0 };
+            if chunk.end < end {
+                state.received.push_front(piece.clone_ref(py));
             }
-            chunk
+            (piece.into_bound(py), chunk)
         };
-        match chunk {
-            Some(chunk) => this.engine.feed(chunk.bind(py)).map(|()| Some(chunk.as_bytes(py).len())),
-            None => Ok(None),
+        if chunk.len() == piece.as_bytes().len() {
+            this.engine.feed(&piece)?;
+        } else {
+            let slice = PySlice::new(py, chunk.start as isize, chunk.end as isize, 1);
+            this.engine.feed(&PyMemoryView::from(&piece)?.get_item(slice)?)?;
         }
+        Ok(Some(chunk.len()))
     }
 
     /// It is nobody's any more.
     pub(super) fn forget_received(&self, py: Python<'_>) {
         let mut state = self.state.borrow_mut(py);
         state.received.clear();
-        state.received_size = 0;
+        (state.received_from, state.received_size) = (0, 0);
     }
 
     pub(super) fn beneath<'py>(&self, py: Python<'py>) -> PyResult<BoundBeneath<'py>> {

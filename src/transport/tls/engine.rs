@@ -6,11 +6,16 @@
 //! OpenSSL may call back into Python (the SNI callback, a message callback), and other threads run while it works. So
 //! no borrow spans a call here, and the caller sees to it that there is one call at a time.
 
+use std::mem::MaybeUninit;
+
+use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
+
+use crate::transport::stream::received::put;
 
 pub(super) struct Engine {
     pub context: Py<PyAny>,
@@ -29,6 +34,15 @@ pub(super) enum Outcome<T> {
     Done(T),
     /// It wants more from the peer first.
     Again,
+}
+
+impl<T> Outcome<T> {
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Outcome<U> {
+        match self {
+            Outcome::Done(done) => Outcome::Done(change(done)),
+            Outcome::Again => Outcome::Again,
+        }
+    }
 }
 
 struct Ssl {
@@ -99,6 +113,29 @@ impl Engine {
         let py = buffer.py();
         let read = self.calls.bind(py).call_method1(intern!(py, "read"), (limit, buffer));
         outcome(py, read.and_then(|count| count.extract()))
+    }
+
+    /// `read` into the front of memory that may not be initialised. Returns how many bytes are.
+    pub fn read_into_memory(
+        &self,
+        py: Python<'_>,
+        memory: &mut [MaybeUninit<u8>],
+    ) -> PyResult<Outcome<usize>> {
+        if !self.direct {
+            // A class of the user's could do anything with it.
+            return Ok(self.read(py, memory.len())?.map(|data| put(memory, data.as_bytes())));
+        }
+        // SAFETY: attached. The view is of memory that is borrowed for as long as this function lasts, and is made
+        // unusable before it ends, in case that somebody has found it among the collector's objects. OpenSSL only writes.
+        let view = unsafe {
+            let address = memory.as_mut_ptr().cast();
+            let view =
+                ffi::PyMemoryView_FromMemory(address, memory.len() as ffi::Py_ssize_t, ffi::PyBUF_WRITE);
+            Bound::from_owned_ptr_or_err(py, view)?
+        };
+        let read = self.read_into(&view, memory.len());
+        view.call_method0(intern!(py, "release"))?;
+        read
     }
 
     /// Encrypts. Returns how much of it; what wants to be done again has to be done again with the same data.

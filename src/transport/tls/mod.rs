@@ -116,6 +116,8 @@ struct State {
     // Reading.
     /// What the peer has sent and OpenSSL has not been given.
     received: VecDeque<Py<PyBytes>>,
+    /// Of the first of these it has been given so much.
+    received_from: usize,
     received_size: usize,
     paused: bool,
     /// `resume_reading` was called; what waits here is delivered when the iteration ends, and not before.
@@ -208,6 +210,7 @@ impl TlsTransport {
                 in_program: None,
                 queued: false,
                 received: VecDeque::new(),
+                received_from: 0,
                 received_size: 0,
                 paused: false,
                 resumed: false,

@@ -17,6 +17,7 @@ use crate::event_loop::READ_SIZE;
 use crate::py::{Asyncio, is_fatal};
 use crate::transport::flow::Signal;
 use crate::transport::protocol::Kind;
+use crate::transport::stream::received::{Room, put};
 use crate::transport::streams;
 
 const FAILED: &str = "Fatal error on SSL protocol";
@@ -69,10 +70,10 @@ impl TlsTransport {
         Self::control_reading(slf)
     }
 
-    /// Reads records until there are no more, hands each to `keep`, and says why it has stopped.
+    /// Reads records until there are no more, each by `read`, and says why it has stopped.
     fn read_records<'py>(
         slf: &Bound<'py, Self>,
-        mut keep: impl FnMut(Bound<'py, PyBytes>),
+        mut read: impl FnMut(usize) -> PyResult<Outcome<usize>>,
     ) -> PyResult<Stop> {
         let (py, this) = (slf.py(), slf.get());
         let mut size = 0;
@@ -80,12 +81,11 @@ impl TlsTransport {
         // much as is asked for, and gives back what it does not need.)
         let mut limit = Self::feed(slf)?.unwrap_or(RECORD).min(RECORD);
         loop {
-            match this.engine.read(py, limit) {
-                Ok(Outcome::Done(data)) if data.as_bytes().is_empty() => return Ok(Stop::Closed),
-                Ok(Outcome::Done(data)) => {
-                    let record_is_read = data.as_bytes().len() < limit;
-                    size += data.as_bytes().len();
-                    keep(data);
+            match read(limit) {
+                Ok(Outcome::Done(0)) => return Ok(Stop::Closed),
+                Ok(Outcome::Done(count)) => {
+                    let record_is_read = count < limit;
+                    size += count;
                     if size >= READ_SIZE {
                         return Ok(Stop::Share);
                     }
@@ -108,10 +108,24 @@ impl TlsTransport {
         protocol: &Bound<'py, PyAny>,
         kind: Kind,
     ) -> PyResult<Stop> {
-        let py = slf.py();
+        let (py, this) = (slf.py(), slf.get());
         let mut pieces = Vec::new();
-        let stop = Self::read_records(slf, |data| pieces.push(data))?;
-        if pieces.is_empty() {
+        let stop = match kind {
+            Kind::Native(_) => Self::read_records(slf, |limit| {
+                Ok(this.engine.read(py, limit)?.map(|data| {
+                    let size = data.as_bytes().len();
+                    pieces.push(data);
+                    size
+                }))
+            })?,
+            Kind::Plain | Kind::Buffered => {
+                let mut whole = Whole::default();
+                let stop = Self::read_records(slf, |limit| whole.read(slf, limit))?;
+                pieces.extend(whole.finish(py)?);
+                stop
+            }
+        };
+        if pieces.iter().all(|piece| piece.as_bytes().is_empty()) {
             return Ok(stop);
         }
         let delivered = match kind {
@@ -210,7 +224,9 @@ impl TlsTransport {
 
     /// What the peer sent before the program has closed is read by nobody, but OpenSSL wants it out of the way.
     pub(super) fn discard(slf: &Bound<'_, Self>) -> PyResult<()> {
-        while let Stop::Share = Self::read_records(slf, drop)? {}
+        let (py, engine) = (slf.py(), &slf.get().engine);
+        let mut read = |limit| Ok(engine.read(py, limit)?.map(|data| data.as_bytes().len()));
+        while let Stop::Share = Self::read_records(slf, &mut read)? {}
         Ok(())
     }
 
@@ -262,6 +278,63 @@ impl TlsTransport {
             Some(Signal::Pause) => this.beneath(py)?.pause_reading(py),
             Some(Signal::Resume) => this.beneath(py)?.resume_reading(py),
             None => Ok(()),
+        }
+    }
+}
+
+/// All that one event brings, as one object, into which it is decrypted. Most often that is a record, whose own object
+/// will do.
+#[derive(Default)]
+struct Whole<'py> {
+    first: Option<Bound<'py, PyBytes>>,
+    room: Option<Room>,
+    size: usize,
+}
+
+impl<'py> Whole<'py> {
+    fn read(&mut self, slf: &Bound<'py, TlsTransport>, limit: usize) -> PyResult<Outcome<usize>> {
+        let (py, this) = (slf.py(), slf.get());
+        if self.size == 0 {
+            return Ok(this.engine.read(py, limit)?.map(|data| {
+                self.size = data.as_bytes().len();
+                self.first = Some(data);
+                self.size
+            }));
+        }
+        self.make_room(slf, limit)?;
+        let Some(room) = &mut self.room else { return Ok(Outcome::Done(0)) };
+        let read = this.engine.read_into_memory(py, &mut room.memory()[self.size..][..limit])?;
+        if let Outcome::Done(count) = read {
+            self.size += count.min(limit);
+        }
+        Ok(read)
+    }
+
+    /// For so much more; and for all that is there, which does not grow when it is decrypted, but that a part of it may
+    /// be with OpenSSL already.
+    fn make_room(&mut self, slf: &Bound<'py, TlsTransport>, more: usize) -> PyResult<()> {
+        let py = slf.py();
+        if self.room.as_mut().is_some_and(|room| room.memory().len() - self.size >= more) {
+            return Ok(());
+        }
+        let expected = slf.get().read_buffer_size(py)?.min(READ_SIZE) + RECORD;
+        let mut room = Room::new(py, self.size + expected.max(more))?;
+        match (&mut self.room, &self.first) {
+            (Some(old), _) => room.memory()[..self.size].copy_from_slice(&old.memory()[..self.size]),
+            (None, Some(first)) => {
+                put(room.memory(), first.as_bytes());
+            }
+            (None, None) => {}
+        }
+        self.room = Some(room);
+        Ok(())
+    }
+
+    fn finish(self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        match self.room {
+            // SAFETY: so much was written to its front, by `read` and `make_room`.
+            Some(room) => unsafe { room.finish(py, self.size) }.map(Some),
+            None => Ok(self.first),
         }
     }
 }
