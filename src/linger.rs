@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::watch::Patience;
+use crate::watch::{self, Patience};
 
 /// The jobs that no thread has begun, in order.
 pub struct Jobs<J> {
@@ -40,7 +40,7 @@ struct Queue<J> {
     here: usize,
     /// One of them has no job and watches.
     watching: bool,
-    /// So many sleep, and nobody has called them.
+    /// So many sleep, or were called and have not looked yet.
     asleep: usize,
     closed: bool,
     patience: Patience,
@@ -56,7 +56,9 @@ pub enum Need {
 }
 
 impl<J> Jobs<J> {
+    /// With the GIL.
     pub fn new(most: usize) -> Self {
+        watch::prepare();
         let queue = Queue {
             jobs: VecDeque::new(),
             submitted: 0,
@@ -81,12 +83,13 @@ impl<J> Jobs<J> {
         let number = queue.submitted;
         queue.jobs.push_back(Job { number, more_soon, work });
         self.some.store(true, Ordering::Release);
-        let (jobs, awake) = (queue.jobs.len(), queue.coming + usize::from(queue.watching));
+        let (jobs, watching) = (queue.jobs.len(), usize::from(queue.watching));
         let mut need = Need::Nothing;
-        if jobs > awake + queue.asleep && queue.coming + queue.here < self.most {
+        // Those that are coming don't count: a thread that could not be started may never come.
+        if jobs > watching + queue.asleep && queue.coming + queue.here < self.most {
             queue.coming += 1;
             need = Need::Thread;
-        } else if jobs > awake && queue.asleep > 0 {
+        } else if jobs > watching && queue.asleep > 0 {
             drop(queue);
             self.more.notify_one();
         }

@@ -18,6 +18,11 @@ const WATCH: Duration = Duration::from_micros(20);
 static SEVERAL_PROCESSORS: LazyLock<bool> =
     LazyLock::new(|| thread::available_parallelism().is_ok_and(|processors| processors.get() > 1));
 
+/// With the GIL, before anybody watches: a fork, which comes with the GIL held, must not find that half done.
+pub fn prepare() {
+    LazyLock::force(&SEVERAL_PROCESSORS);
+}
+
 /// Whether it pays to watch before sleeping.
 #[derive(Default)]
 pub struct Patience {
@@ -80,8 +85,7 @@ const FREE: u32 = 3;
 impl Parker {
     /// For the current thread, which has the GIL.
     pub fn new() -> Self {
-        // Now, because a fork (which comes with the GIL held) must not find it half done.
-        LazyLock::force(&SEVERAL_PROCESSORS);
+        prepare();
         Parker { state: AtomicU32::new(WATCHING), thread: thread::current() }
     }
 

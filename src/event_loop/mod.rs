@@ -372,6 +372,9 @@ impl EventLoop {
     fn _after_fork(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
         debug_call::after_fork();
+        // What is done for it is done for the parent, whose threads may have the locks of these.
+        resolver::after_fork(slf);
+        this.set_mailbox(py, None);
         if this.check_open(py).is_err() {
             return Ok(());
         }
@@ -389,9 +392,6 @@ impl EventLoop {
             this.forget_turn(py);
             this.leave_run(py);
         }
-        resolver::after_fork(slf);
-        // What is done for it is done for the parent.
-        this.set_mailbox(py, None);
         Ok(())
     }
 

@@ -180,7 +180,7 @@ impl EventLoop {
     /// leaves the loop here.
     ///
     /// Instead of sleeping it may watch for a job to end. If one does, or has, I/O has not been looked at, and the result
-    /// is false; when it is `due` and would have to wait, it is looked at first.
+    /// is false; when it is `due`, it is looked at first, or jobs that end one after the other would keep it waiting.
     fn poll(&self, py: Python<'_>, timeout: Option<Duration>, due: bool) -> PyResult<bool> {
         let Some(mut poller) = self.poller.replace(py, None) else {
             return self.check_open(py).map(|()| true);
@@ -220,7 +220,7 @@ impl EventLoop {
         // Nothing was queued, and for that one needs the GIL.
         bell.become_drowsy();
         let polled = py.detach(|| {
-            let polled = if due && farewell.is_watching() {
+            let polled = if due && (farewell.is_watching() || bell.has_mail()) {
                 Some(poller.poll(Some(Duration::ZERO)))
             } else if farewell.say(bell) || bell.has_mail() {
                 None

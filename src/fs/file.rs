@@ -307,7 +307,10 @@ impl File {
                 Err(error) => Some(Err(error.into())),
             },
             |_, _| Ok(()),
-            move |buffered| Ok(Outcome::Number(buffered.write(&data)? as u64)),
+            move |buffered| {
+                let written = buffered.write(&data).map(|count| count as u64);
+                Ok(Outcome::Written(written, data))
+            },
         )
     }
 

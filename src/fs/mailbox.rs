@@ -12,7 +12,6 @@ use pyo3::exceptions::PyOSError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
 use slab::Slab;
 
 use super::outcome::Outcome;
@@ -25,8 +24,6 @@ use crate::sys::files::Signal;
 struct Letter {
     number: usize,
     result: sys::Result<Outcome>,
-    /// What the job has borrowed from Python comes home.
-    _borrowed: Option<PyBackedBytes>,
 }
 
 /// The half of a mailbox that threads hold.
@@ -65,23 +62,19 @@ pub struct Recipient {
 
 impl Recipient {
     pub fn send(mut self, result: sys::Result<Outcome>) {
-        self.post(result, None);
+        self.post(result);
     }
 
-    pub fn send_back(mut self, result: sys::Result<Outcome>, borrowed: PyBackedBytes) {
-        self.post(result, Some(borrowed));
-    }
-
-    fn post(&mut self, result: sys::Result<Outcome>, borrowed: Option<PyBackedBytes>) {
+    fn post(&mut self, result: sys::Result<Outcome>) {
         if let Some(letterbox) = self.letterbox.take() {
-            letterbox.post(Letter { number: self.number, result, _borrowed: borrowed });
+            letterbox.post(Letter { number: self.number, result });
         }
     }
 }
 
 impl Drop for Recipient {
     fn drop(&mut self) {
-        self.post(Err(sys::Error { errno: libc::ECANCELED }), None);
+        self.post(Err(sys::Error { errno: libc::ECANCELED }));
     }
 }
 
@@ -114,23 +107,13 @@ impl Mailbox {
         writing: Option<Writing>,
         job: impl FnOnce() -> sys::Result<Outcome> + Send + 'static,
     ) -> PyResult<()> {
-        self.submit_sender(py, future, names, move |recipient| {
+        let recipient = self.expect(py, future, names);
+        let job = move || {
             let result = job();
             drop(writing);
             recipient.send(result);
-        })
-    }
-
-    /// As `submit`, for a job that sends the result itself.
-    pub fn submit_sender(
-        &self,
-        py: Python<'_>,
-        future: Py<PyAny>,
-        names: [Option<Py<PyAny>>; 2],
-        job: impl FnOnce(Recipient) + Send + 'static,
-    ) -> PyResult<()> {
-        let recipient = self.expect(py, future, names);
-        Ok(self.spawn(py, move || job(recipient))?)
+        };
+        Ok(self.spawn(py, job)?)
     }
 
     /// As `submit`, for a job that nobody waits for here.
@@ -179,6 +162,7 @@ impl Mailbox {
     #[staticmethod]
     fn of<'py>(event_loop: &Bound<'py, EventLoop>) -> PyResult<Bound<'py, Mailbox>> {
         let (py, this) = (event_loop.py(), event_loop.get());
+        this.check_open(py)?;
         if let Some(mailbox) = this.mailbox(py) {
             return Ok(mailbox);
         }
@@ -227,7 +211,7 @@ impl Waiting {
             // Cancelled: what was opened is closed here, as the result is dropped.
             return Ok(());
         }
-        let error = match result {
+        let error = match result.and_then(Outcome::give_back) {
             Ok(outcome) => match outcome.into_python(py) {
                 Ok(value) => return future.call_method1(intern!(py, "set_result"), (value,)).map(drop),
                 Err(error) => error,

@@ -6,18 +6,23 @@ use std::os::unix::fs::MetadataExt;
 use pyo3::IntoPyObjectExt;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
 use super::buffered::Buffered;
 use super::file::File;
 use super::memory::new_bytes;
+use crate::sys;
 
 pub enum Outcome {
     /// A turn has come: None in Python, and nothing more than that the caller should try again.
     Turn,
     Done,
     Number(u64),
+    /// How many bytes were written, and what was: it comes home, as only the loop's thread may let go of what is Python's.
+    /// (pyo3 would take a lock elsewhere, which a fork may find taken.)
+    Written(sys::Result<u64>, PyBackedBytes),
     Bytes(Vec<u8>),
     Status(Box<Metadata>),
     Names(Vec<Vec<u8>>),
@@ -34,11 +39,20 @@ pub struct Entry {
 }
 
 impl Outcome {
+    /// For the loop's thread: the job's result without what it had borrowed.
+    pub fn give_back(self) -> sys::Result<Outcome> {
+        match self {
+            Outcome::Written(written, _borrowed) => written.map(Outcome::Number),
+            other => Ok(other),
+        }
+    }
+
     pub fn into_python(self, py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
         match self {
             Outcome::Turn => Ok(py.None().into_bound(py)),
             Outcome::Done => true.into_bound_py_any(py),
             Outcome::Number(number) => number.into_bound_py_any(py),
+            Outcome::Written(written, _borrowed) => written?.into_bound_py_any(py),
             Outcome::Bytes(bytes) => Ok(new_bytes(py, &bytes)?.into_any()),
             Outcome::Status(metadata) => stat_result(py, &metadata),
             Outcome::Names(names) => {

@@ -133,17 +133,14 @@ impl Mailbox {
         data: PyBackedBytes,
     ) -> PyResult<()> {
         let path = self::path(path);
-        let writing = Writing::begin();
-        self.submit_sender(py, future, [Some(name), None], move |recipient| {
-            let write = || -> sys::Result<Outcome> {
+        self.submit(py, future, [Some(name), None], Some(Writing::begin()), move || {
+            let write = || -> sys::Result<u64> {
                 let (mut file, _) = open(OpenOptions::new().write(true).create(true).truncate(true), &path)?;
                 file.write_all(&data)?;
                 sys::files::close(file)?;
-                Ok(Outcome::Number(data.len() as u64))
+                Ok(data.len() as u64)
             };
-            let result = write();
-            drop(writing);
-            recipient.send_back(result, data);
+            Ok(Outcome::Written(write(), data))
         })
     }
 

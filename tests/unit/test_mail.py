@@ -20,7 +20,7 @@ import pytest
 
 from mioloop import fs
 
-from .support import SAFETY, run, run_once
+from .support import SAFETY, pipe, run, run_once
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -164,6 +164,40 @@ def test_each_loop_gets_its_own(loop_factory: LoopFactory, tmp_path: Path) -> No
     for thread in threads:
         thread.join(SAFETY)
     assert sorted(results) == [0, 1, 2, 3]
+
+
+def test_much_of_it_does_not_keep_others_waiting(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
+    """Something is in the box all the time, and nothing else to do: a descriptor has its turn all the same."""
+    reader, writer = pipe()
+    counts: list[int] = []
+    jobs = 0
+    done = False
+
+    def readable() -> None:
+        nonlocal jobs, done
+        os.read(reader, 1)
+        counts.append(jobs)
+        jobs = 0
+        done = len(counts) == 30
+        if not done:
+            os.write(writer, b"x")
+
+    async def work() -> None:
+        nonlocal jobs
+        while not done:
+            await fs.listdir(tmp_path)
+            jobs += 1
+
+    async def main() -> None:
+        loop.add_reader(reader, readable)
+        os.write(writer, b"x")
+        await asyncio.gather(*(work() for _ in range(16)))
+        loop.remove_reader(reader)
+
+    run(loop, main())
+    os.close(reader)
+    os.close(writer)
+    assert max(counts) < 1000, counts
 
 
 def test_a_callback_that_goes_on_at_once_finds_its_context(
