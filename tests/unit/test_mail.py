@@ -167,7 +167,7 @@ def test_each_loop_gets_its_own(loop_factory: LoopFactory, tmp_path: Path) -> No
 
 
 def test_much_of_it_does_not_keep_others_waiting(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
-    """Something is in the box all the time, and nothing else to do: a descriptor has its turn all the same."""
+    """Something is in the box always, and there is nothing else: a descriptor has its turn all the same."""
     reader, writer = pipe()
     counts: list[int] = []
     jobs = 0
