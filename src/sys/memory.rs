@@ -7,9 +7,9 @@
 //! not in others, as their heaps happened to lie.
 //!
 //! malloc learns, though: the largest block that was freed is the size up to which it takes blocks from the heap from
-//! then on, and twice that is what it keeps at the heap's end (mallopt(3), M_MMAP_THRESHOLD). A program that has once
-//! freed a block of that size is in the same state; where somebody has set the limits, by `mallopt` or the environment,
-//! they stay.
+//! then on, and twice that is what it keeps at the heap's end (mallopt(3), M_MMAP_THRESHOLD), for all of the process. A
+//! program that has once freed such a block is in the same state; where somebody has set the limits, by `mallopt` or the
+//! environment, they stay.
 
 use std::hint::black_box;
 use std::sync::Once;
@@ -17,11 +17,24 @@ use std::sync::Once;
 /// Several times what a loop has at once of a connection that sends as fast as it can. So much may be kept twice.
 const LARGE: usize = 1024 * 1024;
 
+/// It learns from blocks that it got from the kernel. One may fit into a hole of the heap, but hardly as many.
+const BLOCKS: usize = 16;
+
+/// Whether malloc can be taught.
+pub const LEARNS: bool = cfg!(target_env = "gnu");
+
 /// Has malloc keep what large messages take and free.
 pub fn keep_freed() {
     static ONCE: Once = Once::new();
-    if cfg!(target_env = "gnu") {
-        // Not touched, so that it is no memory; made and freed in truth, which an optimiser would spare.
-        ONCE.call_once(|| drop(black_box(Vec::<u8>::with_capacity(LARGE))));
+    if LEARNS {
+        // Not touched, so that they are no memory; made and freed in truth, which an optimiser would spare.
+        ONCE.call_once(|| {
+            let mut blocks = [const { Vec::<u8>::new() }; BLOCKS];
+            for block in &mut blocks {
+                // Where there is no room for it, there is nothing to be kept.
+                let _ = block.try_reserve_exact(LARGE);
+            }
+            drop(black_box(blocks));
+        });
     }
 }

@@ -462,12 +462,20 @@ def test_results_of_many_tasks_are_let_go(loop: asyncio.AbstractEventLoop) -> No
 def test_the_memory_of_large_messages_is_not_got_page_by_page() -> None:
     """Three objects of 200 KiB at a time: by default malloc would give some of that back each time."""
     script = """
-import resource, mioloop
+import ctypes, resource, mioloop
+
+# What a program may have behind it: a hole in the heap, into which a block of a MiB fits.
+malloc = ctypes.CDLL(None).malloc
+malloc.restype = ctypes.c_void_p
+blocks = [bytearray(100_000) for _ in range(100)]
+malloc(ctypes.c_size_t(100_000))
+del blocks
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 mioloop.new_event_loop().close()
+blocks = [bytearray(100_000) for _ in range(100)]
 bytearray(200_000), bytearray(200_000), bytearray(200_000)
 before = faults()
 for _ in range(100):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -234,11 +235,29 @@ class OwnSSLObject(ssl.SSLObject):
     """A program's own class is called by its public methods."""
 
 
+class GivesMore(ssl.SSLObject):
+    """Whatever was asked for."""
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        data = super().read(len)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            while data:
+                more = super().read(len)
+                if not more:
+                    break
+                data += more
+        return data
+
+
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("own", [None, OwnSSLObject, GivesMore])
 @pytest.mark.parametrize("pauses", [False, True])
 def test_a_flood(
-    loop: asyncio.AbstractEventLoop, tls: Contexts, version: ssl.TLSVersion, own: bool, pauses: bool
+    loop: asyncio.AbstractEventLoop,
+    tls: Contexts,
+    version: ssl.TLSVersion,
+    own: type[ssl.SSLObject] | None,
+    pauses: bool,
 ) -> None:
     """More at once than a record, a socket's buffer and what OpenSSL is given hold, and then little again."""
     chosen = random.Random(7)
@@ -248,7 +267,7 @@ def test_a_flood(
     contexts = make_contexts()
     contexts.server.minimum_version = contexts.server.maximum_version = version
     if own:
-        contexts.server.sslobject_class = OwnSSLObject
+        contexts.server.sslobject_class = own
 
     class Slow(Recorder):
         largest = 0

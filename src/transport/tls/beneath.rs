@@ -9,6 +9,7 @@ use super::{Beneath, Phase, TlsTransport, not_connected};
 use crate::event_loop::{EventLoop, READ_SIZE};
 use crate::py::Asyncio;
 use crate::sys;
+use crate::sys::memory::LEARNS;
 use crate::transport::protocol::{NativeProtocol, Receive};
 use crate::transport::stream::received::Room;
 use crate::transport::{Data, StreamTransport, Transport};
@@ -16,7 +17,8 @@ use crate::transport::{Data, StreamTransport, Transport};
 /// As much as OpenSSL is given at once: its buffer keeps the size it has grown to.
 const CHUNK: usize = 32 * 1024;
 
-/// From so much on the next is likely to be much too, and is received where it can stay until OpenSSL is given it.
+/// From so much on the next is likely to be much too, and is received where it can stay until OpenSSL is given it: if
+/// malloc does not give so large a block back to the kernel each time.
 const MUCH: usize = 2 * CHUNK;
 
 /// TLS as the protocol of a stream transport, without a Python frame.
@@ -34,7 +36,7 @@ impl NativeProtocol for Tls {
         let (py, event_loop) = (transport.py(), &transport.as_super().get().event_loop);
         let Ok(tls) = object.cast::<TlsTransport>() else { return Err(sys::Error { errno: libc::EBADF }) };
         let last = &transport.get().last_received;
-        let size = if last.get(py) < MUCH {
+        let size = if last.get(py) < MUCH || !LEARNS {
             let size = event_loop.get().with_read_buffer(py, receive)?;
             // SAFETY: so many bytes have been received into the loop's buffer.
             unsafe { StreamTransport::with_received(transport, size, |bytes| tls.get().take_in(py, bytes)) };

@@ -15,8 +15,6 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
 
-use crate::transport::stream::received::put;
-
 pub(super) struct Engine {
     pub context: Py<PyAny>,
     /// The `SSLObject`, for `get_extra_info`.
@@ -115,27 +113,27 @@ impl Engine {
         outcome(py, read.and_then(|count| count.extract()))
     }
 
-    /// `read` into the front of memory that may not be initialised. Returns how many bytes are.
+    /// `read` into the front of memory that may not be initialised. Returns how many bytes are. Not for a class of the
+    /// user's, which could do anything with it.
     pub fn read_into_memory(
         &self,
         py: Python<'_>,
         memory: &mut [MaybeUninit<u8>],
     ) -> PyResult<Outcome<usize>> {
-        if !self.direct {
-            // A class of the user's could do anything with it.
-            return Ok(self.read(py, memory.len())?.map(|data| put(memory, data.as_bytes())));
-        }
-        // SAFETY: attached. The view is of memory that is borrowed for as long as this function lasts, and is made
-        // unusable before it ends, in case that somebody has found it among the collector's objects. OpenSSL only writes.
-        let view = unsafe {
+        debug_assert!(self.direct);
+        // SAFETY: attached. The view is of memory that is borrowed for as long as this function lasts. The C object takes
+        // it as a buffer and gives that back; nobody else sees the view: neither a callback of OpenSSL nor another thread
+        // finds it among the collector's objects. It is there again before it is let go of, as its type expects.
+        unsafe {
             let address = memory.as_mut_ptr().cast();
             let view =
                 ffi::PyMemoryView_FromMemory(address, memory.len() as ffi::Py_ssize_t, ffi::PyBUF_WRITE);
-            Bound::from_owned_ptr_or_err(py, view)?
-        };
-        let read = self.read_into(&view, memory.len());
-        view.call_method0(intern!(py, "release"))?;
-        read
+            let view = Bound::from_owned_ptr_or_err(py, view)?;
+            ffi::PyObject_GC_UnTrack(view.as_ptr().cast());
+            let read = self.read_into(&view, memory.len());
+            ffi::PyObject_GC_Track(view.as_ptr().cast());
+            read
+        }
     }
 
     /// Encrypts. Returns how much of it; what wants to be done again has to be done again with the same data.

@@ -3,6 +3,8 @@
 //! A record is read at a time. Whether there is another can be asked of the BIO; to ask OpenSSL instead would make an
 //! exception of each "no". All that one event has brought goes to a `Protocol` in one call, as it does in asyncio.
 
+use std::mem::MaybeUninit;
+
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyException, PyRuntimeError};
 use pyo3::intern;
@@ -110,22 +112,21 @@ impl TlsTransport {
     ) -> PyResult<Stop> {
         let (py, this) = (slf.py(), slf.get());
         let mut pieces = Vec::new();
-        let stop = match kind {
-            Kind::Native(_) => Self::read_records(slf, |limit| {
+        let stop = if matches!(kind, Kind::Native(_)) || this.engine.is_custom() {
+            Self::read_records(slf, |limit| {
                 Ok(this.engine.read(py, limit)?.map(|data| {
                     let size = data.as_bytes().len();
-                    pieces.push(data);
+                    pieces.extend((size > 0).then_some(data));
                     size
                 }))
-            })?,
-            Kind::Plain | Kind::Buffered => {
-                let mut whole = Whole::default();
-                let stop = Self::read_records(slf, |limit| whole.read(slf, limit))?;
-                pieces.extend(whole.finish(py)?);
-                stop
-            }
+            })?
+        } else {
+            let mut whole = Whole::default();
+            let stop = Self::read_records(slf, |limit| whole.read(slf, limit))?;
+            pieces.extend(whole.finish(py)?);
+            stop
         };
-        if pieces.iter().all(|piece| piece.as_bytes().is_empty()) {
+        if pieces.is_empty() {
             return Ok(stop);
         }
         let delivered = match kind {
@@ -287,7 +288,9 @@ impl TlsTransport {
 #[derive(Default)]
 struct Whole<'py> {
     first: Option<Bound<'py, PyBytes>>,
+    /// From the second record on, with the first at its front.
     room: Option<Room>,
+    capacity: usize,
     size: usize,
 }
 
@@ -297,42 +300,58 @@ impl<'py> Whole<'py> {
         if self.size == 0 {
             return Ok(this.engine.read(py, limit)?.map(|data| {
                 self.size = data.as_bytes().len();
-                self.first = Some(data);
+                self.first = Some(data).filter(|_| self.size > 0);
                 self.size
             }));
         }
-        self.make_room(slf, limit)?;
-        let Some(room) = &mut self.room else { return Ok(Outcome::Done(0)) };
-        let read = this.engine.read_into_memory(py, &mut room.memory()[self.size..][..limit])?;
-        if let Outcome::Done(count) = read {
-            self.size += count.min(limit);
+        if self.room.is_none() && this.read_buffer_size(py)? == 0 {
+            // Most likely OpenSSL has no more of it either.
+            return match this.engine.read(py, limit)? {
+                Outcome::Done(data) => {
+                    let size = data.as_bytes().len();
+                    put(self.room(slf, size)?, data.as_bytes());
+                    self.size += size;
+                    Ok(Outcome::Done(size))
+                }
+                Outcome::Again => Ok(Outcome::Again),
+            };
+        }
+        let read = this.engine.read_into_memory(py, self.room(slf, limit)?)?;
+        if let Outcome::Done(size) = read {
+            self.size += size.min(limit);
         }
         Ok(read)
     }
 
-    /// For so much more; and for all that is there, which does not grow when it is decrypted, but that a part of it may
-    /// be with OpenSSL already.
-    fn make_room(&mut self, slf: &Bound<'py, TlsTransport>, more: usize) -> PyResult<()> {
+    /// Room for so much more, behind what there is. It is made for all that waits, which does not grow when it is
+    /// decrypted, but that a part of it may be with OpenSSL already; and so that there is room for a look at the end.
+    fn room(&mut self, slf: &Bound<'py, TlsTransport>, more: usize) -> PyResult<&mut [MaybeUninit<u8>]> {
         let py = slf.py();
-        if self.room.as_mut().is_some_and(|room| room.memory().len() - self.size >= more) {
-            return Ok(());
-        }
-        let expected = slf.get().read_buffer_size(py)?.min(READ_SIZE) + RECORD;
-        let mut room = Room::new(py, self.size + expected.max(more))?;
-        match (&mut self.room, &self.first) {
-            (Some(old), _) => room.memory()[..self.size].copy_from_slice(&old.memory()[..self.size]),
-            (None, Some(first)) => {
-                put(room.memory(), first.as_bytes());
+        let room = match self.room.take() {
+            Some(room) if self.capacity - self.size >= more => room,
+            old => {
+                let expected = slf.get().read_buffer_size(py)?.min(READ_SIZE) + 2 * RECORD;
+                self.capacity = self.size + expected.max(more);
+                let mut room = Room::new(py, self.capacity)?;
+                match (old, &self.first) {
+                    (Some(mut old), _) => {
+                        room.memory()[..self.size].copy_from_slice(&old.memory()[..self.size]);
+                    }
+                    (None, Some(first)) => {
+                        put(room.memory(), first.as_bytes());
+                    }
+                    (None, None) => {}
+                }
+                room
             }
-            (None, None) => {}
-        }
-        self.room = Some(room);
-        Ok(())
+        };
+        let size = self.size;
+        Ok(&mut self.room.insert(room).memory()[size..][..more])
     }
 
     fn finish(self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
         match self.room {
-            // SAFETY: so much was written to its front, by `read` and `make_room`.
+            // SAFETY: so much was written to its front, by `read` and `room`.
             Some(room) => unsafe { room.finish(py, self.size) }.map(Some),
             None => Ok(self.first),
         }
