@@ -304,6 +304,34 @@ def test_a_flood(
     run(loop, main())
 
 
+def test_memory_in_the_making_is_shown_to_nobody(loop: asyncio.AbstractEventLoop, tls: Contexts) -> None:
+    """A context may put an object of its own in the place of the C object, which keeps what it is given."""
+    kept: list[Any] = []
+
+    class Standin:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+        def read(self, *args: Any) -> Any:
+            kept.extend(args[1:])
+            return self.inner.read(*args)
+
+    contexts = make_contexts()
+    wrap: Any = contexts.server._wrap_bio  # type: ignore[attr-defined]
+    contexts.server._wrap_bio = lambda *args, **options: Standin(wrap(*args, **options))  # type: ignore[attr-defined]
+
+    async def main() -> None:
+        async with secured(Recorder(), contexts, server_side=True) as (_, protocol, peer):
+            await peer.write(b"x" * 500_000)
+            await until(lambda: len(protocol.data) == 500_000)
+
+    run(loop, main())
+    assert kept == [] or is_asyncio(loop)
+
+
 def test_another_protocol_in_the_middle(loop: asyncio.AbstractEventLoop, tls: Contexts) -> None:
     async def main() -> None:
         async with secured(Recorder(), tls) as (transport, first, peer):

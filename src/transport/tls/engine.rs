@@ -46,6 +46,8 @@ impl<T> Outcome<T> {
 struct Ssl {
     memory_bio: Py<PyAny>,
     ssl_object: Py<PyType>,
+    /// The C object's class, which nobody can derive from.
+    c_object: Py<PyType>,
     /// The exceptions that ask for patience.
     again: Py<PyTuple>,
 }
@@ -60,6 +62,7 @@ impl Ssl {
             Ok(Ssl {
                 memory_bio: ssl.getattr("MemoryBIO")?.unbind(),
                 ssl_object: ssl.getattr("SSLObject")?.cast_into::<PyType>()?.unbind(),
+                c_object: py.import("_ssl")?.getattr("_SSLSocket")?.cast_into::<PyType>()?.unbind(),
                 again: again.unbind(),
             })
         })
@@ -79,8 +82,14 @@ impl Engine {
         options.set_item(intern!(py, "server_side"), server_side)?;
         options.set_item(intern!(py, "server_hostname"), server_hostname)?;
         let object = context.call_method(intern!(py, "wrap_bio"), (&incoming, &outgoing), Some(&options))?;
-        let direct = object.get_type().is(ssl.ssl_object.bind(py));
-        let calls = if direct { object.getattr(intern!(py, "_sslobj"))? } else { object.clone() };
+        // A context of the user's may have made either of the two.
+        let inner = match object.get_type().is(ssl.ssl_object.bind(py)) {
+            true => Some(object.getattr(intern!(py, "_sslobj"))?),
+            false => None,
+        };
+        let inner = inner.filter(|inner| inner.get_type().is(ssl.c_object.bind(py)));
+        let direct = inner.is_some();
+        let calls = inner.unwrap_or_else(|| object.clone());
         Ok(Engine {
             context: context.clone().unbind(),
             object: object.unbind(),
@@ -120,7 +129,7 @@ impl Engine {
         py: Python<'_>,
         memory: &mut [MaybeUninit<u8>],
     ) -> PyResult<Outcome<usize>> {
-        debug_assert!(self.direct);
+        assert!(self.direct, "a class of the user's is asked for bytes");
         // SAFETY: attached. The view is of memory that is borrowed for as long as this function lasts. The C object takes
         // it as a buffer and gives that back; nobody else sees the view: neither a callback of OpenSSL nor another thread
         // finds it among the collector's objects. It is there again before it is let go of, as its type expects.
