@@ -11,6 +11,7 @@ import inspect
 import logging
 import os
 import socket
+import struct
 import time
 from asyncio import format_helpers
 from collections.abc import Callable, Coroutine
@@ -117,6 +118,12 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
     left.setblocking(False)
     right.setblocking(False)
     return left, right
+
+
+def reset(peer: socket.socket) -> None:
+    """Closes a TCP connection with a reset instead of an orderly end."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
 
 
 def fill(sock: socket.socket) -> int:

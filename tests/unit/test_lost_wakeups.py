@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pytest
 
 from .protocols import BufferedRecorder, Recorder, connected
-from .support import fill, pipe, run, run_once, run_until, settle, socketpair, until
+from .support import fill, pipe, reset, run, run_once, run_until, settle, socketpair, until
 
 
 @pytest.mark.parametrize("kind", [Recorder, BufferedRecorder])
@@ -36,17 +36,69 @@ def test_data_behind_a_passed_descriptor(loop: asyncio.AbstractEventLoop, kind: 
     run(loop, main())
 
 
+def larger(kind: type[Recorder]) -> Recorder:
+    """With room for whatever comes at once."""
+    return BufferedRecorder(300_000) if kind is BufferedRecorder else kind()
+
+
+@pytest.mark.parametrize("size", [5, 40_000])
 @pytest.mark.parametrize("kind", [Recorder, BufferedRecorder])
-def test_data_behind_urgent_data(loop: asyncio.AbstractEventLoop, kind: type[Recorder]) -> None:
+def test_data_behind_urgent_data(loop: asyncio.AbstractEventLoop, kind: type[Recorder], size: int) -> None:
     async def main() -> None:
-        async with connected(kind()) as (_, protocol, peer):
+        async with connected(larger(kind)) as (_, protocol, peer):
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            peer.setblocking(True)
             await settle(2)
-            peer.send(b"first")
+            peer.sendall(b"1" * size)
             peer.send(b"!", socket.MSG_OOB)
-            peer.send(b"second")
-            await until(lambda: len(protocol.data) >= 11)
-            assert protocol.data == b"firstsecond"
+            await asyncio.to_thread(peer.sendall, b"2" * size)
+            await until(lambda: len(protocol.data) >= 2 * size)
+            assert protocol.data == b"1" * size + b"2" * size
+            peer.sendall(b"end")
+            await until(lambda: len(protocol.data) > 2 * size)
+            assert protocol.data.endswith(b"end")
+
+    run(loop, main())
+
+
+# Much data is looked for a second time, and what is found then must not be lost.
+
+
+@pytest.mark.parametrize("size", [5, 40_000])
+@pytest.mark.parametrize("kind", [Recorder, BufferedRecorder])
+def test_the_end_right_behind_data(loop: asyncio.AbstractEventLoop, kind: type[Recorder], size: int) -> None:
+    async def main() -> None:
+        async with connected(larger(kind)) as (_, protocol, peer):
+            await settle(2)
+            peer.send(b"x" * size)
+            peer.close()
+            await until(lambda: protocol.is_lost)
+            assert protocol.data == b"x" * size
+            assert (protocol.names[-2:], protocol.loss) == (["eof", "lost"], None)
+
+    run(loop, main())
+
+
+@pytest.mark.parametrize("paused", [False, True])
+@pytest.mark.parametrize("size", [5, 40_000])
+@pytest.mark.parametrize("kind", [Recorder, BufferedRecorder])
+def test_a_reset_right_behind_data(
+    loop: asyncio.AbstractEventLoop, kind: type[Recorder], size: int, paused: bool
+) -> None:
+    async def main() -> None:
+        async with connected(larger(kind)) as (transport, protocol, peer):
+            await settle(2)
+            peer.send(b"x" * size)
+            reset(peer)
+            await until(lambda: protocol.data)
+            if paused and not transport.is_closing():
+                transport.pause_reading()
+                await settle(3)
+                transport.resume_reading()
+            await until(lambda: protocol.is_lost)
+            assert protocol.data == b"x" * size
+            assert protocol.names[-1] == "lost"
+            assert isinstance(protocol.loss, ConnectionResetError)
 
     run(loop, main())
 

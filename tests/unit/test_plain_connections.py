@@ -9,7 +9,6 @@ import contextlib
 import gc
 import os
 import socket
-import struct
 import subprocess
 import sys
 from asyncio import base_events
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from .protocols import Recorder
-from .support import Caught, run, until
+from .support import Caught, reset, run, until
 
 HOSTS = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
@@ -154,8 +153,7 @@ def test_a_peer_that_is_gone_at_once(client: Any) -> None:
             connecting = asyncio.ensure_future(client.create_connection(Recorder, *server.getsockname()))
             accepted, _ = await client.sock_accept(server)
             # Its end is a reset.
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            accepted.close()
+            reset(accepted)
             try:
                 _, protocol = await connecting
             except ConnectionError:

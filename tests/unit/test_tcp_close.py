@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 import sys
 from typing import Any
 
 import pytest
 
 from .protocols import BufferedRecorder, Recorder, connected, receive_all
-from .support import BIG, run, settle, socketpair, until
-
-
-def reset(peer: socket.socket) -> None:
-    """Closes a TCP connection with a reset instead of an orderly end."""
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    peer.close()
+from .support import BIG, reset, run, settle, socketpair, until
 
 
 def test_close(loop: asyncio.AbstractEventLoop) -> None:

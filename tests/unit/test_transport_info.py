@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from .protocols import Recorder, connected
-from .support import BIG, run, run_until, socketpair, tcp_pair, until
+from .support import BIG, reset, run, run_until, socketpair, tcp_pair, until
 
 
 def test_extra_info(loop: asyncio.AbstractEventLoop) -> None:
@@ -60,8 +60,7 @@ def test_a_peer_that_is_gone_already(loop: asyncio.AbstractEventLoop) -> None:
 
     async def main() -> None:
         ours, theirs = tcp_pair()
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        theirs.close()
+        reset(theirs)
         protocol = Recorder()
         transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
         assert transport.get_extra_info("peername") is None

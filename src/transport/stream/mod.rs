@@ -23,14 +23,17 @@ use super::protocol::Protocol;
 use super::socket::{Facts, Names, Socket};
 use crate::event_loop::EventLoop;
 use crate::py::{AttachedCell, AttachedValue, copy_current_context, minor_version};
+use crate::sys;
 use write_buffer::WriteBuffer;
 
 /// A connection.
 #[pyclass(extends = Transport, frozen, module = "mioloop._core")]
 pub struct StreamTransport {
     output: AttachedCell<Output>,
-    /// How many bytes the last read of a `Protocol` gave.
+    /// How many bytes the last read gave.
     pub(in crate::transport) last_received: AttachedValue<usize>,
+    /// An error that came behind what the last read gave.
+    late_error: AttachedValue<Option<sys::Error>>,
 }
 
 #[derive(Default)]
@@ -82,6 +85,7 @@ impl StreamTransport {
         let stream = StreamTransport {
             output: AttachedCell::new(Output::default()),
             last_received: AttachedValue::new(0),
+            late_error: AttachedValue::new(None),
         };
         let slf = Bound::new(py, PyClassInitializer::from(Transport::new(parts)?).add_subclass(stream))?;
         if let Some(server) = server {

@@ -9,7 +9,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::StreamTransport;
-use super::received::{Room, room_after};
+use super::received::{Room, is_large, room_after};
+use crate::event_loop::READ_SIZE;
 use crate::py::is_fatal;
 use crate::sys;
 use crate::transport::Transport;
@@ -52,7 +53,6 @@ impl StreamTransport {
             Ok(None) => return Self::read_eof(slf, protocol),
             Err(error) => return Self::read_failed(slf, error),
         };
-        slf.get().last_received.set(py, data.as_bytes().len());
         match this.call_protocol(protocol, intern!(py, "data_received"), (data,)) {
             Err(error) => Self::protocol_failed(slf, error, "data_received"),
             Ok(_) => Ok(()),
@@ -61,15 +61,15 @@ impl StreamTransport {
 
     fn receive_and_copy<'py>(slf: &Bound<'py, Self>) -> Received<'py> {
         let (py, this) = (slf.py(), slf.as_super().get());
-        let size = this.event_loop.get().with_read_buffer(py, |buffer| receive(this, py, buffer))?;
+        let size = this.event_loop.get().with_read_buffer(py, |buffer| Self::receive(slf, buffer))?;
         // SAFETY: `receive` has just filled the loop's buffer with so many bytes.
         let data = unsafe { Self::with_received(slf, size, |data| PyBytes::new(py, data)) };
         Ok((size > 0).then_some(data))
     }
 
     fn receive_into_room<'py>(slf: &Bound<'py, Self>, mut room: Room) -> Received<'py> {
-        let (py, this) = (slf.py(), slf.as_super().get());
-        let size = receive(this, py, room.memory())?;
+        let py = slf.py();
+        let size = Self::receive(slf, room.memory())?;
         // SAFETY: `receive` says that the kernel has written so many bytes to the front of it.
         let data = unsafe { room.finish(py, size) };
         // To shrink an object can't fail but for want of memory, which takes the received bytes with it.
@@ -120,7 +120,7 @@ impl StreamTransport {
                         buffer.len_bytes(),
                     )
                 };
-                receive(this, py, memory)
+                Self::receive(slf, memory)
             }
             Err(error) if is_fatal(py, &error) => return Err(error),
             Err(error) => return Transport::fatal_error_in_context(slf.as_super(), error, READ_FAILED),
@@ -143,8 +143,7 @@ impl StreamTransport {
         protocol: &Bound<'_, PyAny>,
         native: &'static dyn NativeProtocol,
     ) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.as_super().get());
-        match native.offer(protocol, slf, &mut |memory| receive(this, py, memory)) {
+        match native.offer(protocol, slf, &mut |memory| Self::receive(slf, memory)) {
             Err(error) => Self::read_failed(slf, error),
             Ok(0) => Self::read_eof(slf, protocol),
             Ok(size) => match native.received(protocol, slf, size) {
@@ -152,6 +151,49 @@ impl StreamTransport {
                 Ok(()) => Ok(()),
             },
         }
+    }
+
+    /// Receives, and notes whether there can be more. A part of a message is followed by another look: the peer's system
+    /// call is under way still, and the rest has come while the beginning was copied. That costs little beside so many
+    /// bytes, and saves the protocol a call and the peer an answer in parts. A message as long as the one before is whole.
+    fn receive(slf: &Bound<'_, Self>, buffer: &mut [MaybeUninit<u8>]) -> sys::Result<usize> {
+        let (py, this, base) = (slf.py(), slf.get(), slf.as_super().get());
+        if let Some(error) = this.late_error.get(py) {
+            this.late_error.set(py, None);
+            return Err(error);
+        }
+        let received = sys::recv(base.fd, buffer);
+        let mut state = base.state.borrow_mut(py);
+        let mut size = match received {
+            Ok(size) => size,
+            Err(error) => {
+                state.readable &= error.errno != libc::EAGAIN;
+                return Err(error);
+            }
+        };
+        let mut drained = state.short_read_drains && !state.read_closed;
+        let mut look_again = is_large(size) && size != this.last_received.get(py);
+        while look_again && size < buffer.len().min(READ_SIZE) {
+            look_again = false;
+            match sys::recv(base.fd, &mut buffer[size..]) {
+                // The end: the next read finds it again.
+                Ok(0) => drained = false,
+                Ok(more) => {
+                    size += more;
+                    look_again = is_large(more);
+                }
+                Err(error) if error.errno == libc::EAGAIN => drained = true,
+                // The kernel tells an error once. What came before it is delivered before it.
+                Err(error) => {
+                    drained = false;
+                    this.late_error.set(py, Some(error));
+                }
+            }
+        }
+        drained &= size < buffer.len();
+        state.readable &= !drained;
+        this.last_received.set(py, size);
+        Ok(size)
     }
 
     fn read_failed(slf: &Bound<'_, Self>, error: sys::Error) -> PyResult<()> {
@@ -187,20 +229,6 @@ impl StreamTransport {
             &format!("Fatal error: protocol.{method}() call failed."),
         )
     }
-}
-
-/// Receives once and notes whether there can be more.
-fn receive(transport: &Transport, py: Python<'_>, buffer: &mut [MaybeUninit<u8>]) -> sys::Result<usize> {
-    let result = sys::recv(transport.fd, buffer);
-    let mut state = transport.state.borrow_mut(py);
-    match &result {
-        Ok(size) if *size < buffer.len() && state.short_read_drains && !state.read_closed => {
-            state.readable = false;
-        }
-        Err(error) if error.errno == libc::EAGAIN => state.readable = false,
-        _ => {}
-    }
-    result
 }
 
 /// A view of what `get_buffer` has lent, with the errors of `socket.recv_into`.

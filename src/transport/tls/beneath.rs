@@ -35,22 +35,19 @@ impl NativeProtocol for Tls {
     ) -> sys::Result<usize> {
         let (py, event_loop) = (transport.py(), &transport.as_super().get().event_loop);
         let Ok(tls) = object.cast::<TlsTransport>() else { return Err(sys::Error { errno: libc::EBADF }) };
-        let last = &transport.get().last_received;
-        let size = if last.get(py) < MUCH || !LEARNS {
+        if transport.get().last_received.get(py) < MUCH || !LEARNS {
             let size = event_loop.get().with_read_buffer(py, receive)?;
             // SAFETY: so many bytes have been received into the loop's buffer.
             unsafe { StreamTransport::with_received(transport, size, |bytes| tls.get().take_in(py, bytes)) };
-            size
+            Ok(size)
         } else {
             let no_memory = |_| sys::Error { errno: libc::ENOMEM };
             let mut room = Room::new(py, READ_SIZE).map_err(no_memory)?;
             let size = receive(room.memory())?;
             // SAFETY: the kernel has written so many bytes to the front of it.
             tls.get().keep(py, unsafe { room.finish(py, size) }.map_err(no_memory)?);
-            size
-        };
-        last.set(py, size);
-        Ok(size)
+            Ok(size)
+        }
     }
 
     fn received(
