@@ -143,6 +143,18 @@ pub fn recv(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> Result<usize> {
     check(unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) })
 }
 
+/// recvmsg(2) without room for anything but bytes, and whether something else was there, and was dropped.
+pub fn recv_bytes_of_message(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> Result<(usize, bool)> {
+    let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all-zero bytes are a valid msghdr: no address, no data, no ancillary data.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut slice;
+    message.msg_iovlen = 1;
+    // SAFETY: the header describes `buffer`, borrowed for the length of the call.
+    let received = check(unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT) })?;
+    Ok((received, message.msg_flags & libc::MSG_CTRUNC != 0))
+}
+
 /// send(2); a peer that is gone is EPIPE, never SIGPIPE.
 pub fn send(fd: RawFd, data: &[u8]) -> Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;

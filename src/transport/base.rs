@@ -19,7 +19,7 @@ use pyo3::types::{PyDict, PyString, PyType, PyWeakrefReference};
 
 use super::flow::{self, FlowControl, Signal};
 use super::protocol::{Kind, NativeProtocol, Protocol};
-use super::socket::{self, Names, Socket};
+use super::socket::{self, Names, ShortRead, Socket};
 use super::{DatagramTransport, StreamTransport};
 use crate::event_loop::{EventLoop, Owner};
 use crate::py::{Asyncio, AttachedCell, in_context, in_context_or_this, is_fatal};
@@ -43,8 +43,7 @@ pub(super) struct State {
     pub readable: bool,
     pub read_closed: bool,
     pub at_eof: bool,
-    /// A read that fills less than its buffer has drained the socket.
-    pub short_read_drains: bool,
+    pub short_read: ShortRead,
 
     // Writing.
     /// How many bytes wait to be sent.
@@ -82,8 +81,7 @@ pub(super) struct Parts<'py> {
     pub event_loop: Bound<'py, EventLoop>,
     pub socket: Socket,
     pub names: Option<Names>,
-    /// A byte stream without marks in it: no datagrams, and no descriptors that travel with the bytes.
-    pub plain_stream: bool,
+    pub short_read: ShortRead,
     pub protocol: Protocol,
     pub extra: Option<Py<PyDict>>,
     pub context: Py<PyAny>,
@@ -109,7 +107,7 @@ impl Transport {
                 readable: false,
                 read_closed: false,
                 at_eof: false,
-                short_read_drains: parts.plain_stream,
+                short_read: parts.short_read,
                 pending: 0,
                 flow: FlowControl::new(flow::DEFAULT_HIGH),
                 closing: false,
@@ -215,7 +213,10 @@ impl Transport {
             let mut state = this.state.borrow_mut(py);
             state.readable |= readiness.readable;
             state.read_closed |= readiness.read_closed;
-            state.short_read_drains &= !readiness.urgent;
+            if readiness.urgent {
+                // A read ends at the mark, too.
+                state.short_read = ShortRead::Open;
+            }
             state.started_in.is_some() && this.has_just_started(py, &mut state)
         };
         let (mut read, mut written) = (Ok(()), Ok(()));

@@ -17,7 +17,7 @@ use super::address;
 use super::base::{Parts, Transport};
 use super::peers::Peers;
 use super::protocol::Protocol;
-use super::socket::{self, Socket};
+use super::socket::{self, ShortRead, Socket};
 use crate::event_loop::EventLoop;
 use crate::py::{Asyncio, AttachedCell, copy_current_context, in_context_or_this, is_fatal, would_block};
 use crate::sys::{self, SocketAddress};
@@ -74,7 +74,7 @@ impl EventLoop {
             name: "DatagramTransport",
             event_loop: slf.clone(),
             names: None,
-            plain_stream: false,
+            short_read: ShortRead::Open,
             protocol: Protocol::new(protocol)?,
             extra: Some(extra),
             context: copy_current_context(py)?,

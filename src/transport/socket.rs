@@ -42,7 +42,37 @@ impl Names {
     }
 
     pub fn is_internet(&self) -> bool {
-        matches!(self.local.family(), libc::AF_INET | libc::AF_INET6)
+        is_internet(self.local.family())
+    }
+
+    pub fn short_read(&self) -> ShortRead {
+        ShortRead::of(self.local.family())
+    }
+}
+
+fn is_internet(family: libc::c_int) -> bool {
+    matches!(family, libc::AF_INET | libc::AF_INET6)
+}
+
+/// What it means that a read of a stream fills less than its buffer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum ShortRead {
+    /// There is no more. Nothing but bytes travels on the internet families' streams.
+    Drains,
+    /// The same, unless the kernel says that it has dropped what came along with the bytes: behind a descriptor, where
+    /// nobody asks for it, a read ends (unix(7), recvmsg(2)).
+    DrainsUnlessCut,
+    /// Nothing.
+    Open,
+}
+
+impl ShortRead {
+    pub fn of(family: libc::c_int) -> Self {
+        match family {
+            _ if is_internet(family) => ShortRead::Drains,
+            libc::AF_UNIX if cfg!(target_os = "linux") => ShortRead::DrainsUnlessCut,
+            _ => ShortRead::Open,
+        }
     }
 }
 
@@ -99,8 +129,7 @@ fn is_socket(sock: &Bound<'_, PyAny>) -> PyResult<bool> {
 pub(super) struct Facts {
     pub names: Option<Names>,
     pub extra: Option<Py<PyDict>>,
-    /// Of the internet families, on whose streams nothing travels but bytes.
-    pub internet: bool,
+    pub short_read: ShortRead,
 }
 
 impl Facts {
@@ -117,18 +146,18 @@ impl Facts {
             let fd = sock.call_method0(intern!(py, "fileno"))?.extract()?;
             if let Some(names) = Names::of(fd) {
                 let protocol: libc::c_int = sock.getattr(intern!(py, "proto"))?.extract()?;
-                let internet = names.is_internet();
-                if internet && protocol == libc::IPPROTO_TCP {
+                let short_read = names.short_read();
+                if names.is_internet() && protocol == libc::IPPROTO_TCP {
                     sys::set_nodelay(fd)?;
                 }
-                return Ok(Facts { names: Some(names), extra: extra.map(Bound::unbind), internet });
+                return Ok(Facts { names: Some(names), extra: extra.map(Bound::unbind), short_read });
             }
         }
         let extra = ask(sock, extra)?;
         asyncio.set_nodelay.call1(py, (sock,))?;
-        let family = sock.getattr(intern!(py, "family"))?;
-        let internet = matches!(family.extract::<libc::c_int>(), Ok(libc::AF_INET | libc::AF_INET6));
-        Ok(Facts { names: None, extra: Some(extra), internet })
+        let family = sock.getattr(intern!(py, "family"))?.extract();
+        let short_read = family.map_or(ShortRead::Open, ShortRead::of);
+        Ok(Facts { names: None, extra: Some(extra), short_read })
     }
 }
 

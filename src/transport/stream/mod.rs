@@ -23,7 +23,6 @@ use super::protocol::Protocol;
 use super::socket::{Facts, Names, Socket};
 use crate::event_loop::EventLoop;
 use crate::py::{AttachedCell, AttachedValue, copy_current_context, minor_version};
-use crate::sys;
 use write_buffer::WriteBuffer;
 
 /// A connection.
@@ -31,9 +30,9 @@ use write_buffer::WriteBuffer;
 pub struct StreamTransport {
     output: AttachedCell<Output>,
     /// How many bytes the last read gave.
-    pub(in crate::transport) last_received: AttachedValue<usize>,
-    /// An error that came behind what the last read gave.
-    late_error: AttachedValue<Option<sys::Error>>,
+    last_received: AttachedValue<u32>,
+    /// The number of an error that came behind that.
+    late_error: AttachedValue<Option<NonZero<i32>>>,
 }
 
 #[derive(Default)]
@@ -66,7 +65,7 @@ impl StreamTransport {
         let parts = Parts {
             name: "StreamTransport",
             event_loop: event_loop.clone(),
-            plain_stream: names.is_internet(),
+            short_read: names.short_read(),
             protocol: Protocol::new(protocol)?,
             extra: None,
             context,
@@ -94,6 +93,10 @@ impl StreamTransport {
         }
         Transport::begin(slf.as_super(), waiter)?;
         Ok(slf)
+    }
+
+    pub(super) fn last_received(&self, py: Python<'_>) -> usize {
+        self.last_received.get(py) as usize
     }
 
     /// Drops what was not sent.
@@ -130,7 +133,7 @@ impl EventLoop {
             name: "StreamTransport",
             event_loop: slf.clone(),
             names: facts.names,
-            plain_stream: facts.internet,
+            short_read: facts.short_read,
             protocol: Protocol::new(protocol)?,
             extra: facts.extra,
             context: context.map_or_else(|| copy_current_context(py), Ok)?,

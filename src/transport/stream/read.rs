@@ -1,6 +1,8 @@
 //! Reading: from the socket to the protocol.
 
 use std::mem::MaybeUninit;
+use std::num::NonZero;
+use std::os::fd::RawFd;
 
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
@@ -15,6 +17,7 @@ use crate::py::is_fatal;
 use crate::sys;
 use crate::transport::Transport;
 use crate::transport::protocol::{Kind, NativeProtocol};
+use crate::transport::socket::ShortRead;
 
 const READ_FAILED: &str = "Fatal read error on socket transport";
 
@@ -44,7 +47,7 @@ impl StreamTransport {
     /// For a `Protocol`: bytes.
     fn read_for_protocol(slf: &Bound<'_, Self>, protocol: &Bound<'_, PyAny>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.as_super().get());
-        let data = match room_after(slf.get().last_received.get(py)) {
+        let data = match room_after(slf.get().last_received(py)) {
             None => Self::receive_and_copy(slf),
             Some(size) => Self::receive_into_room(slf, Room::new(py, size)?),
         };
@@ -158,41 +161,38 @@ impl StreamTransport {
     /// bytes, and saves the protocol a call and the peer an answer in parts. A message as long as the one before is whole.
     fn receive(slf: &Bound<'_, Self>, buffer: &mut [MaybeUninit<u8>]) -> sys::Result<usize> {
         let (py, this, base) = (slf.py(), slf.get(), slf.as_super().get());
-        if let Some(error) = this.late_error.get(py) {
+        if let Some(errno) = this.late_error.get(py) {
             this.late_error.set(py, None);
-            return Err(error);
+            return Err(sys::Error { errno: errno.get() });
         }
-        let received = sys::recv(base.fd, buffer);
         let mut state = base.state.borrow_mut(py);
-        let mut size = match received {
-            Ok(size) => size,
-            Err(error) => {
-                state.readable &= error.errno != libc::EAGAIN;
-                return Err(error);
+        let mut size = 0;
+        let drained = loop {
+            match receive_once(base.fd, state.short_read, &mut buffer[size..]) {
+                // The end behind what came before: the next read finds it again.
+                Ok((0, _)) if size > 0 => break false,
+                Ok((more, short_read_drains)) => {
+                    let whole = size == 0 && more == this.last_received(py);
+                    size += more;
+                    if whole || !is_large(more) || size >= buffer.len().min(READ_SIZE) {
+                        break size < buffer.len() && short_read_drains && !state.read_closed;
+                    }
+                }
+                Err(error) if size == 0 => {
+                    state.readable &= error.errno != libc::EAGAIN;
+                    return Err(error);
+                }
+                Err(error) if error.errno == libc::EAGAIN => break true,
+                Err(error) => {
+                    // The kernel tells it once. What came before it is delivered before it.
+                    this.late_error.set(py, NonZero::new(error.errno));
+                    break false;
+                }
             }
         };
-        let mut drained = state.short_read_drains && !state.read_closed;
-        let mut look_again = is_large(size) && size != this.last_received.get(py);
-        while look_again && size < buffer.len().min(READ_SIZE) {
-            look_again = false;
-            match sys::recv(base.fd, &mut buffer[size..]) {
-                // The end: the next read finds it again.
-                Ok(0) => drained = false,
-                Ok(more) => {
-                    size += more;
-                    look_again = is_large(more);
-                }
-                Err(error) if error.errno == libc::EAGAIN => drained = true,
-                // The kernel tells an error once. What came before it is delivered before it.
-                Err(error) => {
-                    drained = false;
-                    this.late_error.set(py, Some(error));
-                }
-            }
-        }
-        drained &= size < buffer.len();
         state.readable &= !drained;
-        this.last_received.set(py, size);
+        // (recv(2) gives 2 GiB at most.)
+        this.last_received.set(py, size as u32);
         Ok(size)
     }
 
@@ -228,6 +228,22 @@ impl StreamTransport {
             error,
             &format!("Fatal error: protocol.{method}() call failed."),
         )
+    }
+}
+
+/// Also whether it has drained the socket if it has not filled the buffer.
+fn receive_once(
+    fd: RawFd,
+    short_read: ShortRead,
+    buffer: &mut [MaybeUninit<u8>],
+) -> sys::Result<(usize, bool)> {
+    match short_read {
+        ShortRead::Drains => Ok((sys::recv(fd, buffer)?, true)),
+        ShortRead::Open => Ok((sys::recv(fd, buffer)?, false)),
+        ShortRead::DrainsUnlessCut => {
+            let (size, cut) = sys::recv_bytes_of_message(fd, buffer)?;
+            Ok((size, !cut))
+        }
     }
 }
 

@@ -35,7 +35,7 @@ impl NativeProtocol for Tls {
     ) -> sys::Result<usize> {
         let (py, event_loop) = (transport.py(), &transport.as_super().get().event_loop);
         let Ok(tls) = object.cast::<TlsTransport>() else { return Err(sys::Error { errno: libc::EBADF }) };
-        if transport.get().last_received.get(py) < MUCH || !LEARNS {
+        if transport.get().last_received(py) < MUCH || !LEARNS {
             let size = event_loop.get().with_read_buffer(py, receive)?;
             // SAFETY: so many bytes have been received into the loop's buffer.
             unsafe { StreamTransport::with_received(transport, size, |bytes| tls.get().take_in(py, bytes)) };
