@@ -143,6 +143,14 @@ pub fn recv(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> Result<usize> {
     check(unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) })
 }
 
+/// How much can be received at once (FIONREAD in ioctl(2), tcp(7), unix(7)). In TCP, up to an urgent mark.
+pub fn available(fd: RawFd) -> Result<usize> {
+    let mut size: libc::c_int = 0;
+    // SAFETY: the call writes one int.
+    check(unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut size) } as isize)?;
+    Ok(usize::try_from(size).unwrap_or(0))
+}
+
 /// recvmsg(2) without room for anything but bytes, and whether something else was there, and was dropped.
 pub fn recv_bytes_of_message(fd: RawFd, buffer: &mut [MaybeUninit<u8>]) -> Result<(usize, bool)> {
     let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };

@@ -79,26 +79,62 @@ def test_the_end_right_behind_data(loop: asyncio.AbstractEventLoop, kind: type[R
     run(loop, main())
 
 
-@pytest.mark.parametrize("paused", [False, True])
+@pytest.mark.parametrize("then", ["read on", "pause", "write", "pause and write"])
 @pytest.mark.parametrize("size", [5, 40_000])
 @pytest.mark.parametrize("kind", [Recorder, BufferedRecorder])
 def test_a_reset_right_behind_data(
-    loop: asyncio.AbstractEventLoop, kind: type[Recorder], size: int, paused: bool
+    loop: asyncio.AbstractEventLoop, kind: type[Recorder], size: int, then: str
 ) -> None:
+    protocol = larger(kind)
+    note: Noting = protocol.note
+
+    def note_and_act(name: str, argument: Any = None) -> None:
+        note(name, argument)
+        if name == "data" and "pause" in then:
+            protocol.transport.pause_reading()
+        if name == "data" and "write" in then:
+            protocol.transport.write(b"answer")
+
     async def main() -> None:
-        async with connected(larger(kind)) as (transport, protocol, peer):
+        async with connected(protocol) as (transport, _, peer):
             await settle(2)
             peer.send(b"x" * size)
             reset(peer)
             await until(lambda: protocol.data)
-            if paused and not transport.is_closing():
-                transport.pause_reading()
+            if then == "pause":
                 await settle(3)
                 transport.resume_reading()
             await until(lambda: protocol.is_lost)
             assert protocol.data == b"x" * size
             assert protocol.names[-1] == "lost"
             assert isinstance(protocol.loss, ConnectionResetError)
+
+    protocol.note = note_and_act  # type: ignore[method-assign]
+    run(loop, main())
+
+
+def test_the_urgent_byte_behind_data(loop: asyncio.AbstractEventLoop) -> None:
+    """It is for whoever asks for it."""
+    protocol = Recorder()
+    note: Noting = protocol.note
+    urgent = []
+
+    def note_and_ask(name: str, argument: Any = None) -> None:
+        note(name, argument)
+        if protocol.names.count("data") == 1:
+            with socket.socket(fileno=os.dup(protocol.transport.get_extra_info("socket").fileno())) as ours:
+                urgent.append(ours.recv(1, socket.MSG_OOB))
+
+    async def main() -> None:
+        async with connected(protocol) as (_, _, peer):
+            await settle(2)
+            protocol.note = note_and_ask  # type: ignore[method-assign]
+            peer.send(b"x" * 40_000)
+            peer.send(b"!", socket.MSG_OOB)
+            peer.send(b"y" * 50)
+            await until(lambda: len(protocol.data) == 40_050)
+            assert urgent == [b"!"]
+            assert [len(data) for name, data in protocol.events if name == "data"] == [40_000, 50]
 
     run(loop, main())
 

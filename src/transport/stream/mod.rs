@@ -31,8 +31,6 @@ pub struct StreamTransport {
     output: AttachedCell<Output>,
     /// How many bytes the last read gave.
     last_received: AttachedValue<u32>,
-    /// The number of an error that came behind that.
-    late_error: AttachedValue<Option<NonZero<i32>>>,
 }
 
 #[derive(Default)]
@@ -84,7 +82,6 @@ impl StreamTransport {
         let stream = StreamTransport {
             output: AttachedCell::new(Output::default()),
             last_received: AttachedValue::new(0),
-            late_error: AttachedValue::new(None),
         };
         let slf = Bound::new(py, PyClassInitializer::from(Transport::new(parts)?).add_subclass(stream))?;
         if let Some(server) = server {

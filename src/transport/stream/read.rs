@@ -1,7 +1,6 @@
 //! Reading: from the socket to the protocol.
 
 use std::mem::MaybeUninit;
-use std::num::NonZero;
 use std::os::fd::RawFd;
 
 use pyo3::buffer::PyUntypedBuffer;
@@ -156,41 +155,29 @@ impl StreamTransport {
         }
     }
 
-    /// Receives, and notes whether there can be more. A part of a message is followed by another look: the peer's system
-    /// call is under way still, and the rest has come while the beginning was copied. That costs little beside so many
-    /// bytes, and saves the protocol a call and the peer an answer in parts. A message as long as the one before is whole.
+    /// Receives, and notes whether there can be more.
     fn receive(slf: &Bound<'_, Self>, buffer: &mut [MaybeUninit<u8>]) -> sys::Result<usize> {
         let (py, this, base) = (slf.py(), slf.get(), slf.as_super().get());
-        if let Some(errno) = this.late_error.get(py) {
-            this.late_error.set(py, None);
-            return Err(sys::Error { errno: errno.get() });
-        }
         let mut state = base.state.borrow_mut(py);
-        let mut size = 0;
-        let drained = loop {
-            match receive_once(base.fd, state.short_read, &mut buffer[size..]) {
-                // The end behind what came before: the next read finds it again.
-                Ok((0, _)) if size > 0 => break false,
-                Ok((more, short_read_drains)) => {
-                    let whole = size == 0 && more == this.last_received(py);
-                    size += more;
-                    if whole || !is_large(more) || size >= buffer.len().min(READ_SIZE) {
-                        break size < buffer.len() && short_read_drains && !state.read_closed;
-                    }
-                }
-                Err(error) if size == 0 => {
-                    state.readable &= error.errno != libc::EAGAIN;
-                    return Err(error);
-                }
-                Err(error) if error.errno == libc::EAGAIN => break true,
-                Err(error) => {
-                    // The kernel tells it once. What came before it is delivered before it.
-                    this.late_error.set(py, NonZero::new(error.errno));
-                    break false;
-                }
+        let (mut size, mut short_read_drains) = match receive_once(base.fd, state.short_read, buffer) {
+            Ok(received) => received,
+            Err(error) => {
+                state.readable &= error.errno != libc::EAGAIN;
+                return Err(error);
             }
         };
-        state.readable &= !drained;
+        let mut part = size;
+        let mut is_whole = part == this.last_received(py);
+        while is_large(part) && !is_whole && size < buffer.len().min(READ_SIZE) && more_has_come(base.fd) {
+            let rest = receive_once(base.fd, state.short_read, &mut buffer[size..]);
+            // (Unless somebody else has taken it: then it is the next read that finds out.)
+            (part, short_read_drains) = rest.unwrap_or((0, false));
+            size += part;
+            is_whole = false;
+        }
+        if size < buffer.len() && short_read_drains && !state.read_closed {
+            state.readable = false;
+        }
         // (recv(2) gives 2 GiB at most.)
         this.last_received.set(py, size as u32);
         Ok(size)
@@ -229,6 +216,14 @@ impl StreamTransport {
             &format!("Fatal error: protocol.{method}() call failed."),
         )
     }
+}
+
+/// Whether there is another part of a message. The peer's system call is under way still, most likely, and the rest has
+/// come while the beginning was copied. To look costs little beside a large part, and saves the protocol a call and the
+/// peer an answer in parts. (To receive in place of that would take the error of a connection that was reset behind the
+/// data out of a `write`'s sight, and an urgent byte from whoever wants it.)
+fn more_has_come(fd: RawFd) -> bool {
+    sys::available(fd).is_ok_and(|size| size > 0)
 }
 
 /// Also whether it has drained the socket if it has not filled the buffer.
