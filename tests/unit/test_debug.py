@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -100,8 +101,7 @@ def test_slow_callbacks_are_logged(loop: asyncio.AbstractEventLoop, caplog: pyte
     assert messages[0].startswith("Executing <Handle ")
     assert f"slow() at {__file__}:" in messages[0]
     assert " created at " in messages[0]
-    assert messages[0].endswith(" seconds")
-    assert " took 0.0" in messages[0]
+    assert re.search(r" took \d+\.\d{3} seconds$", messages[0])
 
 
 def test_a_callback_that_cancels_its_handle_is_still_named(

@@ -170,7 +170,9 @@ def test_the_loop_gets_its_turn_between_short_jobs(loop: Any, gate: Gate) -> Non
     block = b"x" * 300_000
     interval = sys.getswitchinterval()
 
-    async def main() -> None:
+    async def gets_a_turn() -> bool:
+        gate.open.clear()
+        gate.entered.clear()
         await gate.occupy(size())
         futures = [loop.run_in_executor(None, block.count, b"y") for _ in range(1000)]
         gate.open.set()
@@ -178,7 +180,14 @@ def test_the_loop_gets_its_turn_between_short_jobs(loop: Any, gate: Gate) -> Non
         while not all(future.done() for future in futures):
             await asyncio.sleep(0)
             seen.add(sum(future.done() for future in futures))
-        assert seen - {0, 1000}
+        return bool(seen - {0, 1000})
+
+    async def main() -> None:
+        # The system may let our thread wait for as long as all of them take.
+        for _ in range(20):
+            if await gets_a_turn():
+                return
+        pytest.fail("the loop got no turn")
 
     sys.setswitchinterval(0.0001)
     try:
@@ -791,11 +800,15 @@ def test_keyboard_interrupt_in_the_middle(loop: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         loop.run_until_complete(task)
     # It may have been raised in the task itself.
-    if not task.done():
+    if task.done():
+        assert isinstance(task.exception(), KeyboardInterrupt)
+    elif isinstance(loop, asyncio.SelectorEventLoop):
+        # Here it may have been raised in a callback that was to bring a result.
+        task.cancel()
+        loop.run_until_complete(asyncio.wait([task]))
+    else:
         loop.run_until_complete(task)
         assert results == list(range(100))
-    else:
-        assert isinstance(task.exception(), KeyboardInterrupt)
     assert loop.run_until_complete(loop.run_in_executor(None, int)) == 0
 
 

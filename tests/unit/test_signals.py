@@ -15,6 +15,9 @@ import pytest
 
 from .support import SAFETY, Caught, pipe, run, run_once, run_until, settle
 
+# Seconds for a loop that has nothing to do to fall asleep: asyncio misses a signal that comes just before.
+FALLS_ASLEEP = 0.1
+
 HANDLED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGWINCH, signal.SIGCHLD, signal.SIGTERM)
 
 
@@ -242,7 +245,7 @@ def test_a_python_handler_runs_while_the_loop_is_idle(loop: asyncio.AbstractEven
 
     def from_outside() -> None:
         idle.wait(SAFETY)
-        time.sleep(0.02)  # asyncio misses a signal that comes just before it falls asleep
+        time.sleep(FALLS_ASLEEP)
         send(signal.SIGUSR1)
 
     signal.signal(signal.SIGUSR1, handler)
@@ -262,7 +265,7 @@ def test_a_python_handler_that_raises_leaves_the_idle_loop(loop: asyncio.Abstrac
         raise Alarm
 
     def from_outside() -> None:
-        time.sleep(0.02)
+        time.sleep(FALLS_ASLEEP)
         send(signal.SIGUSR1)
 
     signal.signal(signal.SIGUSR1, handler)
@@ -338,7 +341,7 @@ def test_keyboard_interrupt_while_busy(loop: asyncio.AbstractEventLoop) -> None:
 
 def test_keyboard_interrupt_while_idle(loop: asyncio.AbstractEventLoop) -> None:
     def from_outside() -> None:
-        time.sleep(0.02)
+        time.sleep(FALLS_ASLEEP)
         send(signal.SIGINT)
 
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -26,13 +26,19 @@ PATIENCE = 60  # seconds; only ends what would otherwise hang
 HOST = "127.0.0.1"
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A loopback port that nobody listens on.
+    """A loopback port that nobody listens on, nor will: each is given once.
 
     Below those that the kernel hands out by itself: no connection can take it before its server does.
     """
     while True:
         port = random.randrange(10_240, 32_768)
+        if port in _given:
+            continue
+        _given.add(port)
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.bind((HOST, port))
             return port
