@@ -167,13 +167,13 @@ impl StreamTransport {
             }
         };
         let mut part = size;
-        let mut is_whole = part == this.last_received(py);
-        while is_large(part) && !is_whole && size < buffer.len().min(READ_SIZE) && more_has_come(base.fd) {
+        // On a Unix socket FIONREAD counts past an urgent byte; the poller has told of that.
+        let look_again = part != this.last_received(py) && state.short_read != ShortRead::Open;
+        while look_again && is_large(part) && size < buffer.len().min(READ_SIZE) && more_has_come(base.fd) {
             let rest = receive_once(base.fd, state.short_read, &mut buffer[size..]);
             // (Unless somebody else has taken it: then it is the next read that finds out.)
             (part, short_read_drains) = rest.unwrap_or((0, false));
             size += part;
-            is_whole = false;
         }
         if size < buffer.len() && short_read_drains && !state.read_closed {
             state.readable = false;
