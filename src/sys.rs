@@ -258,11 +258,14 @@ impl PartialEq for SocketAddress {
 }
 
 impl SocketAddress {
+    /// In bytes.
+    pub const LONGEST: usize = mem::size_of::<libc::sockaddr_storage>();
+
     /// Lets a system call fill in an address; gives the call's own result too.
     fn read(fill: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> isize) -> Result<(Self, usize)> {
         // SAFETY: all-zero bytes are a valid sockaddr_storage (of family AF_UNSPEC).
         let mut storage: libc::sockaddr_storage = unsafe { mem::zeroed() };
-        let mut length = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        let mut length = Self::LONGEST as libc::socklen_t;
         let result = fill((&raw mut storage).cast(), &raw mut length);
         let result = check(result)?;
         Ok((SocketAddress { storage, length }, result))
@@ -287,14 +290,21 @@ impl SocketAddress {
     /// # Safety
     /// `length` bytes must lie at `address`, or it must be null.
     pub unsafe fn copied(address: *const libc::sockaddr, length: libc::socklen_t) -> Self {
+        match address.is_null() {
+            true => Self::from_bytes(&[]),
+            // SAFETY: the caller vouches for it.
+            false => Self::from_bytes(unsafe { std::slice::from_raw_parts(address.cast(), length as usize) }),
+        }
+    }
+
+    /// The address of which `bytes` are those that count.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
         // SAFETY: all-zero bytes are a valid sockaddr_storage.
         let mut storage: libc::sockaddr_storage = unsafe { mem::zeroed() };
-        let length = match address.is_null() {
-            true => 0,
-            false => (length as usize).min(mem::size_of::<libc::sockaddr_storage>()),
-        };
-        // SAFETY: the caller vouches for the source, the line above for the room; they are different memory.
-        unsafe { std::ptr::copy_nonoverlapping(address.cast::<u8>(), (&raw mut storage).cast(), length) };
+        let length = bytes.len().min(Self::LONGEST);
+        // SAFETY: the line above keeps to the room and to the source, which are different memory; any bytes are valid
+        // in a sockaddr_storage.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut storage).cast(), length) };
         SocketAddress { storage, length: length as libc::socklen_t }
     }
 
@@ -324,7 +334,7 @@ impl SocketAddress {
 
     /// `A` is one of the sockaddr types, none of which is larger than a sockaddr_storage.
     fn of<A: Copy>(address: A) -> Self {
-        const { assert!(mem::size_of::<A>() <= mem::size_of::<libc::sockaddr_storage>()) };
+        const { assert!(mem::size_of::<A>() <= Self::LONGEST) };
         // SAFETY: all-zero bytes are a valid sockaddr_storage, which is large and aligned enough for `A`.
         let storage = unsafe {
             let mut storage: libc::sockaddr_storage = mem::zeroed();
@@ -336,7 +346,7 @@ impl SocketAddress {
 
     /// The bytes that count.
     pub fn bytes(&self) -> &[u8] {
-        let length = (self.length as usize).min(mem::size_of::<libc::sockaddr_storage>());
+        let length = (self.length as usize).min(Self::LONGEST);
         // SAFETY: the storage is initialised throughout, and `length` stays within it.
         unsafe { std::slice::from_raw_parts((&raw const self.storage).cast(), length) }
     }

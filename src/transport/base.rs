@@ -29,7 +29,7 @@ pub(super) struct State {
     pub socket: Socket,
     pub protocol: Option<Protocol>,
     pub server: Option<Py<PyAny>>,
-    pub names: Option<Box<Names>>,
+    pub names: Option<Names>,
     /// What `get_extra_info` has told, or was given.
     pub extra: Option<Py<PyDict>>,
     /// The registration and what it asks for; none while `sendfile` has the descriptor, and none at the end.
@@ -98,7 +98,7 @@ impl Transport {
                 socket: parts.socket,
                 protocol: Some(parts.protocol),
                 server: None,
-                names: parts.names.map(Box::new),
+                names: parts.names,
                 extra: parts.extra,
                 registration: None,
                 started: false,

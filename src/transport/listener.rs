@@ -201,7 +201,7 @@ impl Listener {
                     &secured
                 }
             };
-            let names = Names::new(&accepted, peer)?;
+            let names = Names::new(&accepted, &peer)?;
             let connection = (accepted, names);
             StreamTransport::connected(event_loop, connection, protocol, None, server, context.unbind())
                 .map(drop)

@@ -22,31 +22,49 @@ pub(super) enum Socket {
     Closed,
 }
 
-/// Where an accepted connection goes from and to. Kept beside the socket, because they are asked for when the peer is
-/// gone and the kernel knows no more.
+/// Where a connection goes from and to. Kept beside the socket, because they are asked for when the peer is gone and the
+/// kernel knows no more; and without the room for a long path that the kernel's type has, eight times what most need,
+/// because a server has many.
 pub(super) struct Names {
-    local: SocketAddress,
-    peer: SocketAddress,
+    /// The local address, and behind it the peer's.
+    bytes: Box<[u8]>,
+    local_length: u8,
 }
 
 impl Names {
-    pub fn new(fd: &OwnedFd, peer: SocketAddress) -> sys::Result<Self> {
-        Ok(Names { local: SocketAddress::local(fd.as_raw_fd())?, peer })
+    pub fn new(fd: &OwnedFd, peer: &SocketAddress) -> sys::Result<Self> {
+        Ok(Names::of_both(&SocketAddress::local(fd.as_raw_fd())?, peer))
     }
 
     /// Those of a connection, if they are all that Python would say.
     pub fn of(fd: RawFd) -> Option<Self> {
         let (local, peer) = (SocketAddress::local(fd).ok()?, SocketAddress::peer(fd).ok()?);
         matches!(local.family(), libc::AF_INET | libc::AF_INET6 | libc::AF_UNIX)
-            .then_some(Names { local, peer })
+            .then(|| Names::of_both(&local, &peer))
+    }
+
+    fn of_both(local: &SocketAddress, peer: &SocketAddress) -> Self {
+        const { assert!(SocketAddress::LONGEST <= u8::MAX as usize) };
+        Names {
+            bytes: [local.bytes(), peer.bytes()].concat().into(),
+            local_length: local.bytes().len() as u8,
+        }
+    }
+
+    pub fn local(&self) -> SocketAddress {
+        SocketAddress::from_bytes(&self.bytes[..self.local_length.into()])
+    }
+
+    pub fn peer(&self) -> SocketAddress {
+        SocketAddress::from_bytes(&self.bytes[self.local_length.into()..])
     }
 
     pub fn is_internet(&self) -> bool {
-        is_internet(self.local.family())
+        is_internet(self.local().family())
     }
 
     pub fn short_read(&self) -> ShortRead {
-        ShortRead::of(self.local.family())
+        ShortRead::of(self.local().family())
     }
 }
 
@@ -215,8 +233,8 @@ pub(super) fn extra_info_item<'py>(
         }
         "sockname" | "peername" => {
             let address = match &this.state.borrow_mut(py).names {
-                Some(names) if name == "sockname" => Some(names.local),
-                Some(names) => Some(names.peer),
+                Some(names) if name == "sockname" => Some(names.local()),
+                Some(names) => Some(names.peer()),
                 None => None,
             };
             match address {

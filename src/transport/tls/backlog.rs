@@ -4,22 +4,24 @@
 //! large ones are given to OpenSSL as they are, in whole records as long as another piece follows.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyMemoryView, PySlice};
+use pyo3::types::PyBytes;
 
 use crate::transport::data::Data;
 
 /// The most that fits into one TLS record, in bytes.
 pub(super) const RECORD: usize = 16 * 1024;
 
-/// How much is encrypted by one call: OpenSSL's buffer keeps the size it has grown to.
-const UNIT: usize = 16 * RECORD;
+/// How much is encrypted by one call. OpenSSL's buffer keeps the size that it has grown to, for each connection, and
+/// what is in it is copied twice more: as little as this is still in the processor's cache then.
+const UNIT: usize = 2 * RECORD;
 
-/// What one call encrypts: bytes, or a memoryview of a part of them. Nobody changes it.
+/// What one call encrypts.
 pub(super) struct Unit {
-    pub data: Py<PyAny>,
-    pub size: usize,
+    pub bytes: Py<PyBytes>,
+    pub range: Range<usize>,
 }
 
 /// Pieces in the order in which they were written.
@@ -29,12 +31,6 @@ pub(super) struct Backlog {
     /// How much of the first piece is taken already.
     taken: usize,
     size: usize,
-}
-
-/// The next bytes to encrypt, as they come off the backlog.
-pub(super) enum Front {
-    Whole(Py<PyBytes>),
-    Part(Py<PyBytes>, usize, usize),
 }
 
 impl Backlog {
@@ -60,26 +56,24 @@ impl Backlog {
     }
 
     /// Takes the next bytes to encrypt off the front. No Python code runs here.
-    pub fn take(&mut self, py: Python<'_>) -> Option<Front> {
+    pub fn take(&mut self, py: Python<'_>) -> Option<Unit> {
         let first = self.pieces.front()?;
         let left = first.as_bytes(py).len() - self.taken;
         let last = self.pieces.len() == 1;
         if !last && left < RECORD {
-            return self.join(py).map(Front::Whole);
+            let bytes = self.join(py)?;
+            return Some(Unit { range: 0..bytes.as_bytes(py).len(), bytes });
         }
         let size = if last { left.min(UNIT) } else { (left - left % RECORD).min(UNIT) };
         self.size -= size;
-        if size == left && self.taken == 0 {
-            return self.pop().map(Front::Whole);
-        }
-        let start = self.taken;
+        let range = self.taken..self.taken + size;
         let bytes = if size == left {
             self.pop()?
         } else {
             self.taken += size;
             first.clone_ref(py)
         };
-        Some(Front::Part(bytes, start, size))
+        Some(Unit { bytes, range })
     }
 
     /// The next pieces as one record, the last of them perhaps in part.
@@ -101,21 +95,4 @@ impl Backlog {
         self.size -= joined.len();
         Some(PyBytes::new(py, &joined).unbind())
     }
-}
-
-impl Front {
-    /// To be called without the borrow: to make a memoryview may run the collector, and that any code.
-    pub fn into_unit(self, py: Python<'_>) -> PyResult<Unit> {
-        match self {
-            Front::Whole(bytes) => Ok(Unit { size: bytes.as_bytes(py).len(), data: bytes.into_any() }),
-            Front::Part(bytes, start, size) => part(bytes.bind(py), start, size),
-        }
-    }
-}
-
-/// A part of some bytes.
-pub(super) fn part(bytes: &Bound<'_, PyAny>, start: usize, size: usize) -> PyResult<Unit> {
-    let range = PySlice::new(bytes.py(), start as isize, (start + size) as isize, 1);
-    let view = PyMemoryView::from(bytes)?.get_item(range)?;
-    Ok(Unit { data: view.unbind(), size })
 }

@@ -6,14 +6,16 @@
 //! OpenSSL may call back into Python (the SNI callback, a message callback), and other threads run while it works. So
 //! no borrow spans a call here, and the caller sees to it that there is one call at a time.
 
+use std::ffi::{c_char, c_int};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyDict, PyMemoryView, PySlice, PyTuple, PyType};
 
 pub(super) struct Engine {
     pub context: Py<PyAny>,
@@ -130,26 +132,31 @@ impl Engine {
         memory: &mut [MaybeUninit<u8>],
     ) -> PyResult<Outcome<usize>> {
         assert!(self.direct, "a class of the user's is asked for bytes");
-        // SAFETY: attached. The view is of memory that is borrowed for as long as this function lasts. The C object takes
-        // it as a buffer and gives that back; nobody else sees the view: neither a callback of OpenSSL nor another thread
-        // finds it among the collector's objects. It is there again before it is let go of, as its type expects.
-        unsafe {
-            let address = memory.as_mut_ptr().cast();
-            let view =
-                ffi::PyMemoryView_FromMemory(address, memory.len() as ffi::Py_ssize_t, ffi::PyBUF_WRITE);
-            let view = Bound::from_owned_ptr_or_err(py, view)?;
-            ffi::PyObject_GC_UnTrack(view.as_ptr().cast());
-            let read = self.read_into(&view, memory.len());
-            ffi::PyObject_GC_Track(view.as_ptr().cast());
-            read
-        }
+        let (address, size) = (memory.as_mut_ptr().cast(), memory.len());
+        // SAFETY: the memory is borrowed for as long as this function lasts.
+        unsafe { with_view(py, address, size, ffi::PyBUF_WRITE, |view| self.read_into(view, size)) }
     }
 
-    /// Encrypts. Returns how much of it; what wants to be done again has to be done again with the same data.
-    pub fn write(&self, data: &Bound<'_, PyAny>) -> PyResult<Outcome<usize>> {
-        let py = data.py();
-        let written = self.calls.bind(py).call_method1(intern!(py, "write"), (data,));
-        outcome(py, written.and_then(|count| count.extract()))
+    /// Encrypts a part of `bytes`. Returns how much of it; what wants to be done again has to be done again with the same
+    /// data.
+    pub fn write(&self, bytes: &Bound<'_, PyBytes>, range: Range<usize>) -> PyResult<Outcome<usize>> {
+        let py = bytes.py();
+        let write = |data: &Bound<'_, PyAny>| {
+            let written = self.calls.bind(py).call_method1(intern!(py, "write"), (data,));
+            outcome(py, written.and_then(|count| count.extract()))
+        };
+        if range.len() == bytes.as_bytes().len() {
+            return write(bytes);
+        }
+        if !self.direct {
+            // A class of the user's may keep it.
+            let slice = PySlice::new(py, range.start as isize, range.end as isize, 1);
+            return write(&PyMemoryView::from(bytes)?.get_item(slice)?);
+        }
+        let part = &bytes.as_bytes()[range];
+        // SAFETY: `bytes`, which nobody changes, are borrowed for as long as this function lasts; and the view can't be
+        // written to.
+        unsafe { with_view(py, part.as_ptr().cast_mut().cast(), part.len(), ffi::PyBUF_READ, write) }
     }
 
     /// Sends our close_notify and waits for the peer's.
@@ -183,6 +190,32 @@ impl Engine {
     pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         let parts = [&self.context, &self.object, &self.calls, &self.incoming, &self.outgoing];
         parts.into_iter().try_for_each(|part| visit.call(part))
+    }
+}
+
+/// Gives `call` a memoryview of `size` bytes at `address`: cheaper than a slice of another view, and of memory that no
+/// object owns.
+///
+/// # Safety
+/// The memory stays where it is until this returns, and may be used as `access` says. `call` passes the view to nobody
+/// but the C object, which takes it as a buffer and gives that back.
+unsafe fn with_view<'py, R>(
+    py: Python<'py>,
+    address: *mut c_char,
+    size: usize,
+    access: c_int,
+    call: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<R>,
+) -> PyResult<R> {
+    // SAFETY: attached, and the caller vouches for the memory. Nobody else sees the view: neither a callback of OpenSSL
+    // nor another thread finds it among the collector's objects. It is there again before it is let go of, as its type
+    // expects.
+    unsafe {
+        let view = ffi::PyMemoryView_FromMemory(address, size as ffi::Py_ssize_t, access);
+        let view = Bound::from_owned_ptr_or_err(py, view)?;
+        ffi::PyObject_GC_UnTrack(view.as_ptr().cast());
+        let result = call(&view);
+        ffi::PyObject_GC_Track(view.as_ptr().cast());
+        result
     }
 }
 

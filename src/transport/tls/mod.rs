@@ -341,7 +341,7 @@ impl TlsTransport {
                 None => {}
             }
             if let Some(unit) = &state.again {
-                visit.call(&unit.data)?;
+                visit.call(&unit.bytes)?;
             }
             let objects = [&state.context, &state.waiter, &state.handshake_timer, &state.shutdown_timer];
             objects.into_iter().try_for_each(|object| visit.call(object))?;

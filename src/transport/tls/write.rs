@@ -9,7 +9,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::backlog::{self, Unit};
+use super::backlog::Unit;
 use super::engine::Outcome;
 use super::work::Todo;
 use super::{Phase, TlsTransport};
@@ -60,26 +60,20 @@ impl TlsTransport {
         let mut size = 0;
         let mut left_over = true;
         while all || !this.state.borrow_mut(py).beneath_full {
-            let (again, front) = {
+            let unit = {
                 let mut state = this.state.borrow_mut(py);
-                let again = state.again.take();
-                let front = if again.is_none() { state.backlog.take(py) } else { None };
-                (again, front)
+                state.again.take().or_else(|| state.backlog.take(py))
             };
-            let unit = match (again, front) {
-                (Some(unit), _) => unit,
-                (None, Some(front)) => front.into_unit(py)?,
-                (None, None) => break,
-            };
-            match this.engine.write(unit.data.bind(py))? {
-                Outcome::Done(count) if count < unit.size => {
-                    let rest = backlog::part(unit.data.bind(py), count, unit.size - count)?;
-                    this.state.borrow_mut(py).again = Some(rest);
+            let Some(Unit { bytes, range }) = unit else { break };
+            match this.engine.write(bytes.bind(py), range.clone())? {
+                Outcome::Done(count) if count < range.len() => {
+                    let rest = range.start + count..range.end;
+                    this.state.borrow_mut(py).again = Some(Unit { bytes, range: rest });
                 }
                 Outcome::Done(_) => {}
                 // In a renegotiation. It wants to be given the same again.
                 Outcome::Again => {
-                    this.state.borrow_mut(py).again = Some(unit);
+                    this.state.borrow_mut(py).again = Some(Unit { bytes, range });
                     break;
                 }
             }
@@ -117,7 +111,7 @@ impl TlsTransport {
     pub(super) fn held(&self, py: Python<'_>) -> usize {
         let beneath = self.pending_beneath(py);
         let state = self.state.borrow_mut(py);
-        beneath + state.backlog.size() + state.again.as_ref().map_or(0, |unit: &Unit| unit.size)
+        beneath + state.backlog.size() + state.again.as_ref().map_or(0, |unit| unit.range.len())
     }
 
     /// Tells the protocol to pause or to resume writing. What it raises is reported and changes nothing.
