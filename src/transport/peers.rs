@@ -17,14 +17,17 @@ const PLACES: usize = 64;
 struct Peer {
     address: SocketAddress,
     object: Py<PyTuple>,
+    /// The object is of our making; what a program writes to may say the same in another way.
+    heard: bool,
 }
 
 #[derive(Default)]
 pub struct Peers {
-    /// By the hash of the address. Empty until something is received.
+    /// By the hash of the address. Empty until a second sender is heard of: a client has but one.
     senders: Vec<Option<Peer>>,
     /// The last one that was heard of, or written to.
     last: Option<Peer>,
+    has_heard: bool,
 }
 
 impl Peers {
@@ -35,20 +38,29 @@ impl Peers {
         py: Python<'py>,
         address: &SocketAddress,
     ) -> Option<(Bound<'py, PyTuple>, impl Sized + use<>)> {
-        let peer = self.senders.get(place(address))?.as_ref().filter(|peer| peer.address == *address)?;
+        let is_it = |peer: &&Peer| peer.heard && peer.address == *address;
+        if let Some(last) = self.last.as_ref().filter(is_it) {
+            return Some((last.object.bind(py).clone(), None));
+        }
+        let peer = self.senders.get(place(address))?.as_ref().filter(is_it)?;
         let object = peer.object.bind(py).clone();
-        let last = self.last.replace(Peer { address: *address, object: object.clone().unbind() });
+        let last =
+            self.last.replace(Peer { address: *address, object: object.clone().unbind(), heard: true });
         Some((object, last))
     }
 
     /// Remembers a sender. What is returned is to be dropped outside of any borrow.
     #[must_use]
     pub fn heard(&mut self, address: SocketAddress, object: &Bound<'_, PyTuple>) -> impl Sized + use<> {
+        let peer = || Peer { address, object: object.clone().unbind(), heard: true };
+        let last = self.last.replace(peer());
+        if !std::mem::replace(&mut self.has_heard, true) {
+            return (None, last);
+        }
         if self.senders.is_empty() {
             self.senders.resize_with(PLACES, || None);
         }
-        let peer = || Peer { address, object: object.clone().unbind() };
-        (self.senders[place(&address)].replace(peer()), self.last.replace(peer()))
+        (self.senders[place(&address)].replace(peer()), last)
     }
 
     /// The address that an object stands for, if it is the last peer's.
@@ -59,7 +71,7 @@ impl Peers {
     /// Remembers whom is written to. What is returned is to be dropped outside of any borrow.
     #[must_use]
     pub fn written_to(&mut self, address: SocketAddress, object: &Bound<'_, PyTuple>) -> impl Sized + use<> {
-        self.last.replace(Peer { address, object: object.clone().unbind() })
+        self.last.replace(Peer { address, object: object.clone().unbind(), heard: false })
     }
 
     pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -227,7 +227,7 @@ pub(super) fn extra_info_item<'py>(
         "socket" => {
             let socket = match python_socket(slf)? {
                 Some(socket) => socket,
-                None => closed_socket(py)?,
+                None => closed_socket(slf)?,
             };
             Some(Asyncio::get(py)?.transport_socket.bind(py).call1((socket,))?)
         }
@@ -283,9 +283,11 @@ pub(super) fn python_socket<'py>(slf: &Bound<'py, Transport>) -> PyResult<Option
     Ok(Some(socket))
 }
 
-/// What is told of the socket when it is closed: one that is.
-fn closed_socket(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-    let socket = Asyncio::get(py)?.socket.bind(py).call0()?;
+/// What is told of the socket when it is closed: one that is, of the same family.
+fn closed_socket<'py>(slf: &Bound<'py, Transport>) -> PyResult<Bound<'py, PyAny>> {
+    let py = slf.py();
+    let family = slf.get().state.borrow_mut(py).names.as_ref().map(|names| names.local().family());
+    let socket = Asyncio::get(py)?.socket.bind(py).call1((family.unwrap_or(libc::AF_INET),))?;
     socket.call_method0(intern!(py, "close"))?;
     Ok(socket)
 }

@@ -230,6 +230,27 @@ def test_ipv6_addresses_in_full(loop: asyncio.AbstractEventLoop) -> None:
     run(loop, main())
 
 
+def test_an_answer_has_the_kernels_address(loop: asyncio.AbstractEventLoop) -> None:
+    """Not what the program calls the same address, however often it has been heard from and written to."""
+    needs_ipv6()
+
+    async def main() -> None:
+        peers = [await endpoint(local_addr=("::1", 0)) for _ in range(2)]
+        asks = await endpoint(family=socket.AF_INET6)
+        order = [*peers, peers[1], peers[0], peers[0]]
+        for count, peer in enumerate(order, 1):
+            asks.transport.sendto(b"?", ("::1", peer.name[1]))
+            await until(lambda peer=peer: bool(peer.received))
+            _, sender = peer.received.pop()
+            peer.transport.sendto(b"!", sender)
+            await until(lambda count=count: len(asks.received) == count)
+        assert [address for _, address in asks.received] == [peer.name for peer in order]
+        for each in (asks, *peers):
+            await each.close()
+
+    run(loop, main())
+
+
 # The arguments of create_datagram_endpoint.
 
 

@@ -106,6 +106,43 @@ def test_the_server_side_names(loop: asyncio.AbstractEventLoop, tmp_path: Path) 
     run(loop, main())
 
 
+def test_names_of_every_length(loop: asyncio.AbstractEventLoop) -> None:
+    """The longest fill the kernel's address to its last byte; they are told when the connection is over, too."""
+    begin = b"\0mioloop-%d-" % os.getpid()
+    long, longer = begin.ljust(80, b"l"), begin.ljust(108, b"x")
+
+    async def main() -> None:
+        for local, peer in [(longer, b""), (long, longer), (longer, long), (longer, longer[:-1])]:
+            protocol = Recorder()
+            server = await loop.create_unix_server(lambda protocol=protocol: protocol, local)
+            with socket.socket(socket.AF_UNIX) as sock:
+                if peer:
+                    sock.bind(peer)
+                sock.connect(local)
+                await until(lambda protocol=protocol: protocol.transport)
+                protocol.transport.close()
+                await until(lambda protocol=protocol: protocol.is_lost)
+            told = [protocol.transport.get_extra_info(name) for name in ("sockname", "peername")]
+            assert told == [local, peer or ""]
+            await finish(server)
+
+    run(loop, main())
+
+
+def test_the_socket_of_a_closed_connection(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
+    async def main() -> None:
+        server = await loop.create_unix_server(Recorder, tmp_path / "socket")
+        transport, protocol = await loop.create_unix_connection(Recorder, str(tmp_path / "socket"))
+        transport.close()
+        await until(lambda: protocol.is_lost)
+        await settle()
+        sock = transport.get_extra_info("socket")
+        assert (sock.fileno(), sock.family, sock.type) == (-1, socket.AF_UNIX, socket.SOCK_STREAM)
+        await finish(server)
+
+    run(loop, main())
+
+
 def test_a_path_that_is_too_long(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
     path = str(tmp_path / ("x" * 110))
 
