@@ -1,12 +1,13 @@
 //! A listening socket: accepts in batches and makes a transport of each connection.
 
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use super::address;
 use super::socket::Names;
 use super::{StreamTransport, TlsTransport, tls};
 use crate::event_loop::{EventLoop, Owner};
@@ -180,6 +181,9 @@ impl Listener {
             None => return Ok(()),
         };
         let event_loop = this.event_loop.bind(py);
+        if event_loop.get().is_debug(py) {
+            log_connection(py, &server, &accepted, &peer)?;
+        }
         // As if the connection were a task of its own, which is what it is in asyncio.
         let context = this.context.bind(py).call_method0(intern!(py, "copy"))?;
         let mut protocol = None;
@@ -222,6 +226,25 @@ impl Listener {
             _ => Ok(()),
         }
     }
+}
+
+/// In asyncio's words.
+fn log_connection(
+    py: Python<'_>,
+    server: &Option<Py<PyAny>>,
+    accepted: &OwnedFd,
+    peer: &sys::SocketAddress,
+) -> PyResult<()> {
+    let asyncio = Asyncio::get(py)?;
+    let options = PyDict::new(py);
+    options.set_item(intern!(py, "fileno"), accepted.as_raw_fd())?;
+    // Made to be shown, and not for a log to keep: the descriptor is not its own.
+    let sock = asyncio.socket.bind(py).call((), Some(&options))?;
+    let shown = sock.repr();
+    sock.call_method0(intern!(py, "detach"))?;
+    let message = "%r got a new connection from %r: %s";
+    let peer = address::to_python(py, peer)?;
+    asyncio.logger.bind(py).call_method1(intern!(py, "debug"), (message, server, peer, shown?)).map(drop)
 }
 
 #[pymethods]

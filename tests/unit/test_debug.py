@@ -6,15 +6,18 @@ import asyncio
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .support import pipe, run, run_once
+from .protocols import Recorder
+from .support import pipe, run, run_once, until
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -213,4 +216,29 @@ def test_a_coroutine_that_was_never_awaited_is_named(loop: asyncio.AbstractEvent
         with pytest.warns(RuntimeWarning, match="coroutine 'coroutine_function' was never awaited"):
             coroutine_function()  # type: ignore[unused-coroutine]
 
+    run(loop, main())
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_connections_are_logged(
+    loop: asyncio.AbstractEventLoop, caplog: pytest.LogCaptureFixture, tmp_path: Path, kind: str
+) -> None:
+    """Whose they are, where they come from, and what the socket says of itself."""
+
+    async def main() -> None:
+        if kind == "tcp":
+            server = await loop.create_server(Recorder, "127.0.0.1", 0)
+        else:
+            server = await loop.create_unix_server(Recorder, tmp_path / "socket")
+        with caplog.at_level(logging.DEBUG, "asyncio"), socket.socket(server.sockets[0].family) as sock:
+            sock.connect(server.sockets[0].getsockname())
+            name = sock.getsockname()
+            await until(lambda: any("got a new connection" in message for message in caplog.messages))
+        before, after = next(m for m in caplog.messages if "got a new" in m).split(" got a new connection from ")
+        assert before == repr(server)
+        assert re.match(re.escape(repr(name)) + r": <socket\.socket fd=\d+, family=", after)
+        server.close()
+        await server.wait_closed()
+
+    loop.set_debug(True)
     run(loop, main())
