@@ -22,7 +22,8 @@ use std::os::unix::fs::MetadataExt;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::memory::{Memory, Unfinished, new_bytes};
+use super::memory::Memory;
+use crate::py::new_bytes;
 use crate::sys::files;
 use crate::sys::found::Times;
 use crate::sys::local::Local;
@@ -181,7 +182,7 @@ impl Buffered {
         if let (Memory::Object(_), true) = (&self.memory, everything) {
             let memory = mem::replace(&mut self.memory, Memory::new());
             return match memory {
-                Memory::Object(object) => Some(Unfinished::finish(object, py)),
+                Memory::Object(object) => Some(object.finish(py)),
                 Memory::Vector(_) => None,
             };
         }

@@ -12,7 +12,7 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 
 use super::buffered::Buffered;
 use super::file::File;
-use super::memory::new_bytes;
+use crate::py::new_bytes;
 use crate::sys;
 
 pub enum Outcome {

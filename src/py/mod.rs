@@ -10,6 +10,7 @@ mod method;
 mod recycle;
 mod slot;
 mod thread;
+mod unfinished;
 mod version;
 
 pub use asyncio::{Asyncio, is_fatal, would_block};
@@ -24,4 +25,5 @@ pub use method::{Arguments, Function, add_method, enter_fast, enter_plain};
 pub use recycle::{Blank, Pool, Recycled, recycle, track};
 pub use slot::{AttachedValue, Slot};
 pub use thread::this_thread;
+pub use unfinished::{UnfinishedBytes, new_bytes};
 pub use version::minor_version;

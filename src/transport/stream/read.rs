@@ -10,9 +10,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::StreamTransport;
-use super::received::{Room, is_large, room_after};
+use super::received::{is_large, room_after};
 use crate::event_loop::READ_SIZE;
-use crate::py::is_fatal;
+use crate::py::{UnfinishedBytes, is_fatal};
 use crate::sys;
 use crate::transport::Transport;
 use crate::transport::protocol::{Kind, NativeProtocol};
@@ -48,7 +48,7 @@ impl StreamTransport {
         let (py, this) = (slf.py(), slf.as_super().get());
         let data = match room_after(slf.get().last_received(py)) {
             None => Self::receive_and_copy(slf),
-            Some(size) => Self::receive_into_room(slf, Room::new(py, size)?),
+            Some(size) => Self::receive_into_room(slf, UnfinishedBytes::new(py, size)?),
         };
         let data = match data {
             Ok(Some(data)) => data,
@@ -69,11 +69,12 @@ impl StreamTransport {
         Ok((size > 0).then_some(data))
     }
 
-    fn receive_into_room<'py>(slf: &Bound<'py, Self>, mut room: Room) -> Received<'py> {
+    fn receive_into_room<'py>(slf: &Bound<'py, Self>, mut room: UnfinishedBytes) -> Received<'py> {
         let py = slf.py();
-        let size = Self::receive(slf, room.memory())?;
+        let size = Self::receive(slf, room.spare())?;
         // SAFETY: `receive` says that the kernel has written so many bytes to the front of it.
-        let data = unsafe { room.finish(py, size) };
+        unsafe { room.advance(size) };
+        let data = room.finish(py);
         // To shrink an object can't fail but for want of memory, which takes the received bytes with it.
         let data = data.map_err(|_| sys::Error { errno: libc::ENOMEM })?;
         Ok((size > 0).then_some(data))

@@ -7,11 +7,10 @@ use pyo3::types::{PyBytes, PyMemoryView, PySlice};
 use super::work::Todo;
 use super::{Beneath, Phase, TlsTransport, not_connected};
 use crate::event_loop::{EventLoop, READ_SIZE};
-use crate::py::Asyncio;
+use crate::py::{Asyncio, UnfinishedBytes};
 use crate::sys;
 use crate::sys::memory::LEARNS;
 use crate::transport::protocol::{NativeProtocol, Receive};
-use crate::transport::stream::received::Room;
 use crate::transport::{Data, StreamTransport, Transport};
 
 /// As much as OpenSSL is given at once: its buffer keeps the size it has grown to.
@@ -42,10 +41,11 @@ impl NativeProtocol for Tls {
             Ok(size)
         } else {
             let no_memory = |_| sys::Error { errno: libc::ENOMEM };
-            let mut room = Room::new(py, READ_SIZE).map_err(no_memory)?;
-            let size = receive(room.memory())?;
+            let mut room = UnfinishedBytes::new(py, READ_SIZE).map_err(no_memory)?;
+            let size = receive(room.spare())?;
             // SAFETY: the kernel has written so many bytes to the front of it.
-            tls.get().keep(py, unsafe { room.finish(py, size) }.map_err(no_memory)?);
+            unsafe { room.advance(size) };
+            tls.get().keep(py, room.finish(py).map_err(no_memory)?);
             Ok(size)
         }
     }

@@ -3,8 +3,6 @@
 //! A record is read at a time. Whether there is another can be asked of the BIO; to ask OpenSSL instead would make an
 //! exception of each "no". All that one event has brought goes to a `Protocol` in one call, as it does in asyncio.
 
-use std::mem::MaybeUninit;
-
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyException, PyRuntimeError};
 use pyo3::intern;
@@ -16,10 +14,9 @@ use super::engine::Outcome;
 use super::work::Todo;
 use super::{TlsTransport, Told};
 use crate::event_loop::READ_SIZE;
-use crate::py::{Asyncio, is_fatal};
+use crate::py::{Asyncio, UnfinishedBytes, is_fatal};
 use crate::transport::flow::Signal;
 use crate::transport::protocol::Kind;
-use crate::transport::stream::received::{Room, put};
 use crate::transport::streams;
 
 const FAILED: &str = "Fatal error on SSL protocol";
@@ -291,70 +288,63 @@ impl TlsTransport {
 struct Whole<'py> {
     first: Option<Bound<'py, PyBytes>>,
     /// From the second record on, with the first at its front.
-    room: Option<Room>,
-    capacity: usize,
-    size: usize,
+    all: Option<UnfinishedBytes>,
 }
 
 impl<'py> Whole<'py> {
     fn read(&mut self, slf: &Bound<'py, TlsTransport>, limit: usize) -> PyResult<Outcome<usize>> {
         let (py, this) = (slf.py(), slf.get());
-        if self.size == 0 {
+        if self.first.is_none() {
             return Ok(this.engine.read(py, limit)?.map(|data| {
-                self.size = data.as_bytes().len();
-                self.first = Some(data).filter(|_| self.size > 0);
-                self.size
+                let size = data.as_bytes().len();
+                self.first = Some(data).filter(|_| size > 0);
+                size
             }));
         }
-        if self.room.is_none() && this.read_buffer_size(py)? == 0 {
+        if self.all.is_none() && this.read_buffer_size(py)? == 0 {
             // Most likely OpenSSL has no more of it either.
             return match this.engine.read(py, limit)? {
                 Outcome::Done(data) => {
                     let size = data.as_bytes().len();
-                    put(self.room(slf, size)?, data.as_bytes());
-                    self.size += size;
+                    self.with_room(slf, size)?.append(data.as_bytes());
                     Ok(Outcome::Done(size))
                 }
                 Outcome::Again => Ok(Outcome::Again),
             };
         }
-        let read = this.engine.read_into_memory(py, self.room(slf, limit)?)?;
+        let all = self.with_room(slf, limit)?;
+        let read = this.engine.read_into_memory(py, &mut all.spare()[..limit])?;
         if let Outcome::Done(size) = read {
-            self.size += size.min(limit);
+            // SAFETY: OpenSSL has written so many bytes to the front of it.
+            unsafe { all.advance(size.min(limit)) };
         }
         Ok(read)
     }
 
-    /// Room for so much more, behind what there is. It is made for all that waits, which does not grow when it is
-    /// decrypted, but that a part of it may be with OpenSSL already; and so that there is room for a look at the end.
-    fn room(&mut self, slf: &Bound<'py, TlsTransport>, more: usize) -> PyResult<&mut [MaybeUninit<u8>]> {
+    /// With room for so much more. It is made for all that waits, which does not grow when it is decrypted, but that a
+    /// part of it may be with OpenSSL already; and so that there is room for a look at the end.
+    fn with_room(&mut self, slf: &Bound<'py, TlsTransport>, more: usize) -> PyResult<&mut UnfinishedBytes> {
         let py = slf.py();
-        let room = match self.room.take() {
-            Some(room) if self.capacity - self.size >= more => room,
+        let all = match self.all.take() {
+            Some(all) if all.room() >= more => all,
             old => {
+                let there = match (&old, &self.first) {
+                    (Some(old), _) => old.as_slice(),
+                    (None, Some(first)) => first.as_bytes(),
+                    (None, None) => &[],
+                };
                 let expected = slf.get().read_buffer_size(py)?.min(READ_SIZE) + 2 * RECORD;
-                self.capacity = self.size + expected.max(more);
-                let mut room = Room::new(py, self.capacity)?;
-                match (old, &self.first) {
-                    (Some(mut old), _) => {
-                        room.memory()[..self.size].copy_from_slice(&old.memory()[..self.size]);
-                    }
-                    (None, Some(first)) => {
-                        put(room.memory(), first.as_bytes());
-                    }
-                    (None, None) => {}
-                }
-                room
+                let mut all = UnfinishedBytes::new(py, there.len() + expected.max(more))?;
+                all.append(there);
+                all
             }
         };
-        let size = self.size;
-        Ok(&mut self.room.insert(room).memory()[size..][..more])
+        Ok(self.all.insert(all))
     }
 
     fn finish(self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        match self.room {
-            // SAFETY: so much was written to its front, by `read` and `room`.
-            Some(room) => unsafe { room.finish(py, self.size) }.map(Some),
+        match self.all {
+            Some(all) => all.finish(py).map(Some),
             None => Ok(self.first),
         }
     }
