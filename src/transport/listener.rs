@@ -182,7 +182,7 @@ impl Listener {
         };
         let event_loop = this.event_loop.bind(py);
         if event_loop.get().is_debug(py) {
-            log_connection(py, &server, &accepted, &peer)?;
+            in_context(this.context.bind(py), || log_connection(py, &server, &accepted, &peer))?;
         }
         // As if the connection were a task of its own, which is what it is in asyncio.
         let context = this.context.bind(py).call_method0(intern!(py, "copy"))?;
@@ -228,23 +228,17 @@ impl Listener {
     }
 }
 
-/// In asyncio's words.
+/// As asyncio does, but for the socket's own words: it has no object yet, and one made to be shown would be a second owner
+/// of the descriptor.
 fn log_connection(
     py: Python<'_>,
     server: &Option<Py<PyAny>>,
     accepted: &OwnedFd,
     peer: &sys::SocketAddress,
 ) -> PyResult<()> {
-    let asyncio = Asyncio::get(py)?;
-    let options = PyDict::new(py);
-    options.set_item(intern!(py, "fileno"), accepted.as_raw_fd())?;
-    // Made to be shown, and not for a log to keep: the descriptor is not its own.
-    let sock = asyncio.socket.bind(py).call((), Some(&options))?;
-    let shown = sock.repr();
-    sock.call_method0(intern!(py, "detach"))?;
-    let message = "%r got a new connection from %r: %s";
-    let peer = address::to_python(py, peer)?;
-    asyncio.logger.bind(py).call_method1(intern!(py, "debug"), (message, server, peer, shown?)).map(drop)
+    let message = "%r got a new connection from %r: <socket.socket fd=%d>";
+    let arguments = (message, server, address::to_python(py, peer)?, accepted.as_raw_fd());
+    Asyncio::get(py)?.logger.bind(py).call_method1(intern!(py, "debug"), arguments).map(drop)
 }
 
 #[pymethods]

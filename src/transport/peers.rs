@@ -17,17 +17,15 @@ const PLACES: usize = 64;
 struct Peer {
     address: SocketAddress,
     object: Py<PyTuple>,
-    /// The object is of our making; what a program writes to may say the same in another way.
-    heard: bool,
 }
 
 #[derive(Default)]
 pub struct Peers {
-    /// By the hash of the address. Empty until a second sender is heard of: a client has but one.
+    /// By the hash of the address. One place until there is a second sender: most clients have but one, and some programs
+    /// many clients.
     senders: Vec<Option<Peer>>,
     /// The last one that was heard of, or written to.
     last: Option<Peer>,
-    has_heard: bool,
 }
 
 impl Peers {
@@ -38,29 +36,43 @@ impl Peers {
         py: Python<'py>,
         address: &SocketAddress,
     ) -> Option<(Bound<'py, PyTuple>, impl Sized + use<>)> {
-        let is_it = |peer: &&Peer| peer.heard && peer.address == *address;
-        if let Some(last) = self.last.as_ref().filter(is_it) {
-            return Some((last.object.bind(py).clone(), None));
-        }
-        let peer = self.senders.get(place(address))?.as_ref().filter(is_it)?;
+        let place = self.place(address);
+        let peer = self.senders.get(place)?.as_ref().filter(|peer| peer.address == *address)?;
         let object = peer.object.bind(py).clone();
-        let last =
-            self.last.replace(Peer { address: *address, object: object.clone().unbind(), heard: true });
+        let last = self.last.replace(Peer { address: *address, object: object.clone().unbind() });
         Some((object, last))
     }
 
-    /// Remembers a sender. What is returned is to be dropped outside of any borrow.
+    /// Remembers a sender that is not known. What is returned is to be dropped outside of any borrow.
     #[must_use]
     pub fn heard(&mut self, address: SocketAddress, object: &Bound<'_, PyTuple>) -> impl Sized + use<> {
-        let peer = || Peer { address, object: object.clone().unbind(), heard: true };
-        let last = self.last.replace(peer());
-        if !std::mem::replace(&mut self.has_heard, true) {
-            return (None, last);
+        match self.senders.len() {
+            0 => {
+                self.senders.reserve_exact(1);
+                self.senders.push(None);
+            }
+            1 => {
+                let first = self.senders[0].take();
+                self.senders.resize_with(PLACES, || None);
+                let place = first.as_ref().map_or(0, |first| self.place(&first.address));
+                self.senders[place] = first;
+            }
+            _ => {}
         }
-        if self.senders.is_empty() {
-            self.senders.resize_with(PLACES, || None);
+        let peer = || Peer { address, object: object.clone().unbind() };
+        let place = self.place(&address);
+        (self.senders[place].replace(peer()), self.last.replace(peer()))
+    }
+
+    fn place(&self, address: &SocketAddress) -> usize {
+        match self.senders.len() {
+            0 | 1 => 0,
+            places => {
+                let mut hasher = DefaultHasher::new();
+                address.bytes().hash(&mut hasher);
+                hasher.finish() as usize % places
+            }
         }
-        (self.senders[place(&address)].replace(peer()), last)
     }
 
     /// The address that an object stands for, if it is the last peer's.
@@ -71,7 +83,7 @@ impl Peers {
     /// Remembers whom is written to. What is returned is to be dropped outside of any borrow.
     #[must_use]
     pub fn written_to(&mut self, address: SocketAddress, object: &Bound<'_, PyTuple>) -> impl Sized + use<> {
-        self.last.replace(Peer { address, object: object.clone().unbind(), heard: false })
+        self.last.replace(Peer { address, object: object.clone().unbind() })
     }
 
     pub fn traverse(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -80,10 +92,4 @@ impl Peers {
         }
         Ok(())
     }
-}
-
-fn place(address: &SocketAddress) -> usize {
-    let mut hasher = DefaultHasher::new();
-    address.bytes().hash(&mut hasher);
-    hasher.finish() as usize % PLACES
 }

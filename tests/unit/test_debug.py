@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import os
 import re
@@ -18,6 +19,8 @@ import pytest
 
 from .protocols import Recorder
 from .support import pipe, run, run_once, until
+
+COLOUR: contextvars.ContextVar[str] = contextvars.ContextVar("COLOUR", default="none")
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -223,9 +226,16 @@ def test_a_coroutine_that_was_never_awaited_is_named(loop: asyncio.AbstractEvent
 def test_connections_are_logged(
     loop: asyncio.AbstractEventLoop, caplog: pytest.LogCaptureFixture, tmp_path: Path, kind: str
 ) -> None:
-    """Whose they are, where they come from, and what the socket says of itself."""
+    """Whose they are, where they come from, and the descriptor; in the context of whoever made the server."""
+    colours: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "got a new connection" in record.getMessage():
+                colours.append(COLOUR.get())
 
     async def main() -> None:
+        COLOUR.set("red")
         if kind == "tcp":
             server = await loop.create_server(Recorder, "127.0.0.1", 0)
         else:
@@ -233,13 +243,18 @@ def test_connections_are_logged(
         with caplog.at_level(logging.DEBUG, "asyncio"), socket.socket(server.sockets[0].family) as sock:
             sock.connect(server.sockets[0].getsockname())
             name = sock.getsockname()
-            await until(lambda: any("got a new connection" in message for message in caplog.messages))
+            await until(lambda: colours == ["red"])
         message = next(message for message in caplog.messages if "got a new connection" in message)
         before, after = message.split(" got a new connection from ")
         assert before == repr(server)
-        assert re.match(re.escape(repr(name)) + r": <socket\.socket fd=\d+, family=", after)
+        assert re.match(re.escape(repr(name)) + r": <socket\.socket fd=\d+", after)
         server.close()
         await server.wait_closed()
 
     loop.set_debug(True)
-    run(loop, main())
+    handler = Handler()
+    logging.getLogger("asyncio").addHandler(handler)
+    try:
+        run(loop, main())
+    finally:
+        logging.getLogger("asyncio").removeHandler(handler)
