@@ -2,7 +2,7 @@
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyMemoryView, PySlice};
+use pyo3::types::PyBytes;
 
 use super::work::Todo;
 use super::{Beneath, Phase, TlsTransport, not_connected};
@@ -114,12 +114,7 @@ impl TlsTransport {
             }
             (piece.into_bound(py), chunk)
         };
-        if chunk.len() == piece.as_bytes().len() {
-            this.engine.feed(&piece)?;
-        } else {
-            let slice = PySlice::new(py, chunk.start as isize, chunk.end as isize, 1);
-            this.engine.feed(&PyMemoryView::from(&piece)?.get_item(slice)?)?;
-        }
+        this.engine.feed(&piece, chunk.clone())?;
         Ok(Some(chunk.len()))
     }
 

@@ -58,13 +58,13 @@ impl Ssl {
     fn get(py: Python<'_>) -> PyResult<&'static Ssl> {
         static SSL: PyOnceLock<Ssl> = PyOnceLock::new();
         SSL.get_or_try_init(py, || {
-            let ssl = py.import("ssl")?;
+            let (ssl, c_module) = (py.import("ssl")?, py.import("_ssl")?);
             let again =
                 PyTuple::new(py, [ssl.getattr("SSLWantReadError")?, ssl.getattr("SSLSyscallError")?])?;
             Ok(Ssl {
-                memory_bio: ssl.getattr("MemoryBIO")?.unbind(),
+                memory_bio: c_module.getattr("MemoryBIO")?.unbind(),
                 ssl_object: ssl.getattr("SSLObject")?.cast_into::<PyType>()?.unbind(),
-                c_object: py.import("_ssl")?.getattr("_SSLSocket")?.cast_into::<PyType>()?.unbind(),
+                c_object: c_module.getattr("_SSLSocket")?.cast_into::<PyType>()?.unbind(),
                 again: again.unbind(),
             })
         })
@@ -145,18 +145,13 @@ impl Engine {
             let written = self.calls.bind(py).call_method1(intern!(py, "write"), (data,));
             outcome(py, written.and_then(|count| count.extract()))
         };
-        if range.len() == bytes.as_bytes().len() {
-            return write(bytes);
-        }
-        if !self.direct {
+        if !self.direct && range.len() < bytes.as_bytes().len() {
             // A class of the user's may keep it.
             let slice = PySlice::new(py, range.start as isize, range.end as isize, 1);
             return write(&PyMemoryView::from(bytes)?.get_item(slice)?);
         }
-        let part = &bytes.as_bytes()[range];
-        // SAFETY: `bytes`, which nobody changes, are borrowed for as long as this function lasts; and the view can't be
-        // written to.
-        unsafe { with_view(py, part.as_ptr().cast_mut().cast(), part.len(), ffi::PyBUF_READ, write) }
+        // SAFETY: it is passed to the C object.
+        unsafe { with_part(bytes, range, write) }
     }
 
     /// Sends our close_notify and waits for the peer's.
@@ -165,10 +160,12 @@ impl Engine {
         outcome(py, self.calls.bind(py).call_method0(method).map(drop))
     }
 
-    /// Takes in what the peer has sent.
-    pub fn feed(&self, data: &Bound<'_, PyAny>) -> PyResult<()> {
-        let py = data.py();
-        self.incoming.bind(py).call_method1(intern!(py, "write"), (data,)).map(drop)
+    /// Takes in a part of what the peer has sent.
+    pub fn feed(&self, bytes: &Bound<'_, PyBytes>, range: Range<usize>) -> PyResult<()> {
+        let (py, incoming) = (bytes.py(), self.incoming.bind(bytes.py()));
+        let feed = |data: &Bound<'_, PyAny>| incoming.call_method1(intern!(py, "write"), (data,)).map(drop);
+        // SAFETY: it is passed to the C object, a `MemoryBIO` of our making.
+        unsafe { with_part(bytes, range, feed) }
     }
 
     /// How much of it OpenSSL has not looked at yet.
@@ -193,12 +190,30 @@ impl Engine {
     }
 }
 
+/// Gives `call` a part of `bytes`; them, if it is all.
+///
+/// # Safety
+/// As for `with_view`, of what `call` does.
+unsafe fn with_part<'py, R>(
+    bytes: &Bound<'py, PyBytes>,
+    range: Range<usize>,
+    call: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<R>,
+) -> PyResult<R> {
+    if range.len() == bytes.as_bytes().len() {
+        return call(bytes);
+    }
+    let part = &bytes.as_bytes()[range];
+    // SAFETY: `bytes`, which nobody changes, are borrowed for as long as this function lasts; the view can't be written
+    // to; the rest is the caller's promise.
+    unsafe { with_view(bytes.py(), part.as_ptr().cast_mut().cast(), part.len(), ffi::PyBUF_READ, call) }
+}
+
 /// Gives `call` a memoryview of `size` bytes at `address`: cheaper than a slice of another view, and of memory that no
 /// object owns.
 ///
 /// # Safety
 /// The memory stays where it is until this returns, and may be used as `access` says. `call` passes the view to nobody
-/// but the C object, which takes it as a buffer and gives that back.
+/// but a C object, which takes it as a buffer and gives that back.
 unsafe fn with_view<'py, R>(
     py: Python<'py>,
     address: *mut c_char,
