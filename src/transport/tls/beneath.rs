@@ -1,9 +1,12 @@
 //! Towards the transport beneath: what it calls, and how it is called.
 
+use std::ops::Range;
+
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::framing::Framing;
 use super::work::Todo;
 use super::{Beneath, Phase, TlsTransport, not_connected};
 use crate::event_loop::{EventLoop, READ_SIZE};
@@ -13,12 +16,12 @@ use crate::sys::memory::LEARNS;
 use crate::transport::protocol::{NativeProtocol, Receive};
 use crate::transport::{Data, StreamTransport, Transport};
 
-/// As much as OpenSSL is given at once: its buffer keeps the size it has grown to.
-const CHUNK: usize = 32 * 1024;
+/// As much as OpenSSL is given at once, two records: its buffer keeps the size it has grown to.
+const CHUNK: usize = 33 * 1024;
 
 /// From so much on the next is likely to be much too, and is received where it can stay until OpenSSL is given it: if
 /// malloc does not give so large a block back to the kernel each time.
-const MUCH: usize = 2 * CHUNK;
+const MUCH: usize = 64 * 1024;
 
 /// TLS as the protocol of a stream transport, without a Python frame.
 struct Tls;
@@ -99,23 +102,33 @@ impl TlsTransport {
         }
     }
 
-    /// Gives OpenSSL more of it, and returns how much. None if there is no more.
+    /// Gives OpenSSL more of it, to the end of a record if that is there, and returns how much. None if there is no more.
     pub(super) fn feed(slf: &Bound<'_, Self>) -> PyResult<Option<usize>> {
         let (py, this) = (slf.py(), slf.get());
-        let (piece, chunk) = {
-            let mut state = this.state.borrow_mut(py);
-            let Some(piece) = state.received.pop_front() else { return Ok(None) };
-            let (start, end) = (state.received_from, piece.as_bytes(py).len());
-            let chunk = start..end.min(start + CHUNK);
-            state.received_size -= chunk.len();
-            state.received_from = if chunk.end < end { chunk.end } else { 0 };
-            if chunk.end < end {
-                state.received.push_front(piece.clone_ref(py));
+        let mut fed = None;
+        while let Some((piece, chunk, is_whole)) = this.next_chunk(py) {
+            this.engine.feed(&piece, chunk.clone())?;
+            fed = Some(fed.unwrap_or(0) + chunk.len());
+            if is_whole {
+                break;
             }
-            (piece.into_bound(py), chunk)
-        };
-        this.engine.feed(&piece, chunk.clone())?;
-        Ok(Some(chunk.len()))
+        }
+        Ok(fed)
+    }
+
+    /// A part of a piece, and whether a record ends with it.
+    fn next_chunk<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyBytes>, Range<usize>, bool)> {
+        let mut state = self.state.borrow_mut(py);
+        let piece = state.received.pop_front()?;
+        let (start, end) = (state.received_from, piece.as_bytes(py).len());
+        let size = state.framing.advance(&piece.as_bytes(py)[start..end.min(start + CHUNK)]);
+        let chunk = start..start + size;
+        state.received_size -= size;
+        state.received_from = if chunk.end < end { chunk.end } else { 0 };
+        if chunk.end < end {
+            state.received.push_front(piece.clone_ref(py));
+        }
+        Some((piece.into_bound(py), chunk, state.framing.is_between_records()))
     }
 
     /// It is nobody's any more.
@@ -123,6 +136,7 @@ impl TlsTransport {
         let mut state = self.state.borrow_mut(py);
         state.received.clear();
         (state.received_from, state.received_size) = (0, 0);
+        state.framing = Framing::default();
     }
 
     pub(super) fn beneath<'py>(&self, py: Python<'py>) -> PyResult<BoundBeneath<'py>> {

@@ -20,6 +20,7 @@ mod backlog;
 mod beneath;
 mod close;
 mod engine;
+mod framing;
 mod handshake;
 mod program;
 mod read;
@@ -42,6 +43,7 @@ use crate::event_loop::EventLoop;
 use crate::py::AttachedCell;
 use backlog::{Backlog, Unit};
 use engine::Engine;
+use framing::Framing;
 use work::Todo;
 
 pub(super) use beneath::NATIVE;
@@ -119,6 +121,8 @@ struct State {
     /// Of the first of these it has been given so much.
     received_from: usize,
     received_size: usize,
+    /// Of what OpenSSL was given of it.
+    framing: Framing,
     paused: bool,
     /// `resume_reading` was called; what waits here is delivered when the iteration ends, and not before.
     resumed: bool,
@@ -211,6 +215,7 @@ impl TlsTransport {
                 queued: false,
                 received: VecDeque::new(),
                 received_from: 0,
+                framing: Framing::default(),
                 received_size: 0,
                 paused: false,
                 resumed: false,

@@ -84,7 +84,7 @@ impl TlsTransport {
                 Ok(Outcome::Done(0)) => return Ok(Stop::Closed),
                 Ok(Outcome::Done(count)) => {
                     // (A class of the user's may have come to the end, and tells the next time.)
-                    let record_is_read = count < limit && !this.engine.is_custom();
+                    let record_is_read = (count < limit || count == RECORD) && !this.engine.is_custom();
                     size += count;
                     if size >= READ_SIZE {
                         return Ok(Stop::Share);
