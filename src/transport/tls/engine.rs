@@ -133,7 +133,7 @@ impl Engine {
     ) -> PyResult<Outcome<usize>> {
         assert!(self.direct, "a class of the user's is asked for bytes");
         let (address, size) = (memory.as_mut_ptr().cast(), memory.len());
-        // SAFETY: the memory is borrowed for as long as this function lasts.
+        // SAFETY: the memory is borrowed for as long as this function lasts, and what is called is the C object, as asserted.
         unsafe { with_view(py, address, size, ffi::PyBUF_WRITE, |view| self.read_into(view, size)) }
     }
 
@@ -150,7 +150,7 @@ impl Engine {
             let slice = PySlice::new(py, range.start as isize, range.end as isize, 1);
             return write(&PyMemoryView::from(bytes)?.get_item(slice)?);
         }
-        // SAFETY: it is passed to the C object.
+        // SAFETY: a view goes to the C object; whoever else is called has been given a slice above, or all.
         unsafe { with_part(bytes, range, write) }
     }
 
@@ -164,7 +164,7 @@ impl Engine {
     pub fn feed(&self, bytes: &Bound<'_, PyBytes>, range: Range<usize>) -> PyResult<()> {
         let (py, incoming) = (bytes.py(), self.incoming.bind(bytes.py()));
         let feed = |data: &Bound<'_, PyAny>| incoming.call_method1(intern!(py, "write"), (data,)).map(drop);
-        // SAFETY: it is passed to the C object, a `MemoryBIO` of our making.
+        // SAFETY: what is called is C, a `MemoryBIO` of our making, whose class nobody can replace.
         unsafe { with_part(bytes, range, feed) }
     }
 

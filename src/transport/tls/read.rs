@@ -315,7 +315,7 @@ impl<'py> Whole<'py> {
         let all = self.with_room(slf, limit)?;
         let read = this.engine.read_into_memory(py, &mut all.spare()[..limit])?;
         if let Outcome::Done(size) = read {
-            // SAFETY: OpenSSL has written so many bytes to the front of it.
+            // SAFETY: OpenSSL has written so many bytes to the front of it, of `limit` at most.
             unsafe { all.advance(size.min(limit)) };
         }
         Ok(read)
