@@ -4,6 +4,7 @@
     python -m benches --rows 'echo|queue' --loops mioloop,uvloop --rounds 9
     python -m benches.instructions         instructions per operation, against the stored counts
     python -m benches.micro_pyperf         the in-process rows under pyperf, to compare two builds
+    python -m benches.floor                what TLS costs without a loop
     python -m benches.pyperformance        pyperformance's asyncio benchmarks on both loops
 
 `make bench` keeps its samples in `results/`, row by row: an interrupted run is taken up again with --resume,
@@ -21,7 +22,7 @@ out.
 
 How it fits together: `row` says what a row is; `micro`, `network`, `http` and `process` hold the rows;
 `worker` is the fresh process that a sample runs in; `runner` starts workers and load; `results` keeps what
-they give; `report` and `plot` show it; `load/` is the network load, a Rust program; `train` is the work that
-the wheels are optimised for. Linux only, as it reads other processes' CPU
-clocks.
+they give; `report` and `plot` show it; `floor` has TLS servers without a loop; `load/` is the network load,
+a Rust program; `train` is the work that the wheels are optimised for. Linux only, as it reads other
+processes' CPU clocks.
 """

@@ -21,6 +21,8 @@ Table = list[list[str]]
 NOTES = Path(__file__).with_name("notes.toml")
 # The table that `make pyperformance` has written last, if it has.
 PYPERFORMANCE = Path(__file__).with_name("results") / "pyperformance.md"
+# And that of `python -m benches.floor`.
+FLOOR = PYPERFORMANCE.with_name("floor.md")
 
 
 def ratio(result: Result, loop: str) -> float | None:
@@ -188,9 +190,18 @@ def write_markdown(path: Path, runs: Sequence[Run]) -> None:
         f"in bold where {OURS} is at or below it.",
         as_markdown(costs(results, loops, bold=True)),
         *(["## Notes on single rows", *written] if (written := notes()) else []),
-        "## Throughput",
-        as_markdown(rates(results, loops)),
     ]
+    if FLOOR.exists():
+        parts += [
+            "## TLS without a loop",
+            "What OpenSSL takes by itself: a server of blocking sockets and the interpreter's `ssl`, a "
+            "thread for each connection, beside the two loops in the same run. `SSLObject` works between "
+            "two memory BIOs, which is the only way that `ssl` has for an event loop; `SSLSocket` has the "
+            "socket itself. Threads that take turns cost something too, so the rows with one connection "
+            "say most. `python -m benches.floor` repeats it.",
+            FLOOR.read_text().strip(),
+        ]
+    parts += ["## Throughput", as_markdown(rates(results, loops))]
     if PYPERFORMANCE.exists():
         parts += [
             "## pyperformance",

@@ -34,13 +34,21 @@ def certificate(folder: Path) -> ssl.SSLContext:
     return context
 
 
+def http_body(size: int) -> bytes:
+    return b"0123456789abcdef" * (size // 16)
+
+
+def http_response(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
 class Http(asyncio.Protocol):
     """As little HTTP as keep-alive needs, so that the row shows TLS and the transport."""
 
     received = b""
 
     def __init__(self, body: bytes) -> None:
-        self.response = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        self.response = http_response(body)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -84,7 +92,7 @@ def load_with_client(
 
 
 def https(size: int, connections: int, goal: float) -> Served:
-    body = b"0123456789abcdef" * (size // 16)
+    body = http_body(size)
     return Served(
         f"HTTPS keep-alive, {size // KIB} KiB × {connections}",
         goal,

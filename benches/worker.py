@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mioloop.bench import load_factory
 
+from . import floor
 from .row import InProcess
 from .rows import ROWS
 
@@ -56,7 +57,7 @@ def main() -> None:
     if arguments.row is None:
         factory().close()
         return
-    row = next(row for row in ROWS if row.name == arguments.row)
+    row = next(row for row in (*ROWS, *floor.ROWS.values()) if row.name == arguments.row)
     if isinstance(row, InProcess):
         print(json.dumps(dataclasses.asdict(row.run(factory, arguments.seconds, arguments.samples))))
     else:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from .protocols import BufferedRecorder, Recorder
-from .support import Caught, run, settle, tcp_pair, until
+from .support import Caught, reset, run, settle, tcp_pair, until
 from .tls_peer import Contexts, CutOff, Peer, is_asyncio, make_contexts, secured
 
 LARGE = 2_000_000
@@ -668,3 +668,22 @@ def test_a_transport_that_nobody_closes(loop: asyncio.AbstractEventLoop, tls: Co
     assert transport.is_closing()
     assert transport.get_extra_info("peername", "gone") == "gone"
     assert transport.get_extra_info("sslcontext") is tls.server
+
+
+def test_a_large_write_to_a_peer_that_is_gone(
+    loop: asyncio.AbstractEventLoop, tls: Contexts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is one write, however many pieces it is sent in, and nobody has gone on in spite of a warning."""
+
+    async def main() -> None:
+        async with secured(Recorder(), tls) as (transport, protocol, peer):
+            reset(peer.sock)
+            transport.write(b"x" * 5_000_000)
+            assert transport.get_write_buffer_size() == 0
+            await until(lambda: protocol.is_lost)
+            assert protocol.names == ["made", "lost"]
+            assert isinstance(protocol.loss, ConnectionError)
+
+    with caplog.at_level(logging.WARNING, "asyncio"):
+        run(loop, main())
+    assert caplog.messages == []

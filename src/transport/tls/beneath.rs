@@ -200,6 +200,14 @@ impl BoundBeneath<'_> {
         }
     }
 
+    /// Whether a stream has ended with an error, of which the protocol will hear.
+    pub fn is_lost(&self, py: Python<'_>) -> bool {
+        match self {
+            BoundBeneath::Stream(stream) => stream.as_super().get().state.borrow_mut(py).conn_lost > 0,
+            BoundBeneath::Other(_) => false,
+        }
+    }
+
     pub fn is_closing(&self, py: Python<'_>) -> PyResult<bool> {
         match self {
             BoundBeneath::Stream(stream) => Ok(stream.as_super().get().is_closing(py)),

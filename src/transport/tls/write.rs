@@ -9,7 +9,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::backlog::Unit;
+use super::backlog::{RECORD, Unit};
 use super::engine::Outcome;
 use super::work::Todo;
 use super::{Phase, TlsTransport};
@@ -20,8 +20,9 @@ use crate::transport::flow::Signal;
 /// This much does not wait for more.
 const ENOUGH: usize = 64 * 1024;
 
-/// As much ciphertext as is sent by one system call.
-const SEND: usize = 256 * 1024;
+/// As much ciphertext is sent as soon as it is there. More would be sent by fewer system calls, but the kernel copies
+/// what has just been written from the processor's nearest cache.
+const SEND: usize = 32 * 1024;
 
 impl TlsTransport {
     /// Something was added to the backlog.
@@ -81,9 +82,17 @@ impl TlsTransport {
             let data = this.engine.take_outgoing(py)?;
             size += data.as_bytes().len();
             ciphertext.push(data);
-            if size >= SEND {
+            // A small rest leaves with what is there already.
+            let left = this.state.borrow_mut(py).backlog.size();
+            if size >= SEND && left >= RECORD {
                 size = 0;
-                this.beneath(py)?.send(py, std::mem::take(&mut ciphertext))?;
+                let beneath = this.beneath(py)?;
+                beneath.send(py, std::mem::take(&mut ciphertext))?;
+                if beneath.is_lost(py) {
+                    // To go on would be to write to it again and again, of which the log tells.
+                    this.forget_written(py);
+                    return Ok(());
+                }
             }
         }
         // What OpenSSL has to say on its own: the handshake's last flight, an answer, a close_notify.
@@ -95,6 +104,15 @@ impl TlsTransport {
             return Ok(());
         }
         this.beneath(py)?.send(py, ciphertext)
+    }
+
+    /// It can't be sent any more.
+    fn forget_written(&self, py: Python<'_>) {
+        let forgotten = {
+            let mut state = self.state.borrow_mut(py);
+            (std::mem::take(&mut state.backlog), state.again.take())
+        };
+        drop(forgotten);
     }
 
     /// Sends what OpenSSL has to say on its own.
