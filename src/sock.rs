@@ -18,7 +18,9 @@ use pyo3::types::{PyBytes, PyMemoryView, PySlice, PyString, PyTuple};
 
 use crate::event_loop::{EventLoop, READ_SIZE};
 use crate::fd_watch::{self, Side};
-use crate::py::{Asyncio, AttachedCell, Awaitable, Step, coroutine_methods, warn_never_awaited, would_block};
+use crate::py::{
+    Asyncio, AttachedCell, Awaitable, Step, coroutine_methods, in_destructor, warn_never_awaited, would_block,
+};
 use crate::sys;
 use crate::transport::Data;
 use crate::waiter::Waiter;
@@ -395,14 +397,10 @@ impl Drop for SocketOperation {
                 Phase::Created => false,
                 Phase::Waiting { .. } => true,
             };
-            let pending = PyErr::take(py);
-            let ended = if waiting { self.finish(py) } else { warn_never_awaited(py, self.name) };
-            if let Err(error) = ended {
-                error.write_unraisable(py, None);
-            }
-            if let Some(pending) = pending {
-                pending.restore(py);
-            }
+            in_destructor(py, || match waiting {
+                true => self.finish(py),
+                false => warn_never_awaited(py, self.name),
+            });
         });
     }
 }

@@ -55,6 +55,17 @@ pub fn warn_never_awaited(py: Python<'_>, name: &str) -> PyResult<()> {
     PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), &message, 1)
 }
 
+/// For a destructor: what its work raises is for `sys.unraisablehook`, and an exception that is on its way stays.
+pub fn in_destructor(py: Python<'_>, work: impl FnOnce() -> PyResult<()>) {
+    let pending = PyErr::take(py);
+    if let Err(error) = work() {
+        error.write_unraisable(py, None);
+    }
+    if let Some(pending) = pending {
+        pending.restore(py);
+    }
+}
+
 /// What hands a result over. An object at once: what pyo3 has in its place until somebody asks costs more.
 pub fn stop_iteration(result: Bound<'_, PyAny>) -> PyErr {
     let class = result.py().get_type::<PyStopIteration>();

@@ -16,7 +16,8 @@ mod version;
 pub use asyncio::{Asyncio, is_fatal, would_block};
 pub(crate) use awaitable::coroutine_methods;
 pub use awaitable::{
-    Awaitable, Step, attached, install_slots, iterate, stop_iteration, thrown, warn_never_awaited,
+    Awaitable, Step, attached, in_destructor, install_slots, iterate, stop_iteration, thrown,
+    warn_never_awaited,
 };
 pub use call::{copy_current_context, in_context, in_context_or_this, is_empty, new_context};
 pub use cell::AttachedCell;

@@ -13,8 +13,8 @@ use super::request::{self, Answer, Request};
 use super::service::NameService;
 use crate::event_loop::EventLoop;
 use crate::py::{
-    AttachedCell, Awaitable, Blank, Pool, Recycled, Step, attached, audit, coroutine_methods, install_slots,
-    recycle,
+    AttachedCell, Awaitable, Blank, Pool, Recycled, Step, attached, audit, coroutine_methods, in_destructor,
+    install_slots, recycle, warn_never_awaited,
 };
 use crate::sys::names::Hints;
 use crate::waiter::Waiter;
@@ -43,6 +43,17 @@ enum Phase {
     Finished,
 }
 
+impl Phase {
+    /// The name of asyncio's coroutine, if it has not begun.
+    fn is_unbegun(&self) -> Option<&'static str> {
+        match self {
+            Phase::Created(_, Question::Address(_), _) => Some("BaseEventLoop.getnameinfo"),
+            Phase::Created(..) | Phase::Known { .. } => Some("BaseEventLoop.getaddrinfo"),
+            Phase::Waiting { .. } | Phase::Answered(_) | Phase::Finished => None,
+        }
+    }
+}
+
 /// An awaitable look-up of names or addresses. It has a coroutine's methods, so that it can be a task.
 #[pyclass(frozen, weakref, module = "mioloop._core")]
 pub struct Lookup {
@@ -56,11 +67,18 @@ impl Recycled for Lookup {
 
     fn empty(dead: &Bound<'_, Self>) {
         let phase = dead.get().phase.replace(dead.py(), Phase::Finished);
-        if !matches!(phase, Phase::Finished) {
-            // SAFETY: the interpreter destroys objects attached. (pyo3 would put it off to drop a `Py` outside of its
-            // own calls.)
-            unsafe { attached(|_| drop(phase)) };
+        if matches!(phase, Phase::Finished) {
+            return;
         }
+        let bury = |py: Python<'_>| {
+            if let Some(name) = phase.is_unbegun() {
+                in_destructor(py, || warn_never_awaited(py, name));
+            }
+            drop(phase);
+        };
+        // SAFETY: the interpreter destroys objects attached. (pyo3 would put it off to drop a `Py` outside of its own
+        // calls.)
+        unsafe { attached(bury) };
     }
 
     fn pool() -> &'static Pool {

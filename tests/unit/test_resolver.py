@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -286,7 +287,8 @@ def test_look_ups_whose_answer_is_known(loop: asyncio.AbstractEventLoop, host: s
     with pytest.raises(RuntimeError, match="^cannot reuse already awaited"):
         sent.send(None)
     gone = weakref.ref(dropped)
-    del dropped
+    with pytest.warns(RuntimeWarning, match="never awaited"):
+        del dropped
     assert gone() is None
     # What was dropped is used again, and does not know what it was.
     count = sys.getrefcount(host)
@@ -415,6 +417,46 @@ def test_a_dropped_look_up(loop: asyncio.AbstractEventLoop) -> None:
             await lookup
 
     run(loop, main())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_look_up_that_nobody_awaits_says_so(loop: asyncio.AbstractEventLoop, host: str) -> None:
+    forgotten: dict[str, Callable[[], object]] = {
+        "getaddrinfo": lambda: loop.getaddrinfo(host, 80),
+        "getnameinfo": lambda: loop.getnameinfo((host, 80)),
+    }
+    for name, forget in forgotten.items():
+        with pytest.warns(RuntimeWarning, match=f"^coroutine 'BaseEventLoop.{name}' was never awaited$"):
+            forget()
+
+
+def test_a_look_up_that_nobody_awaits_leaves_an_exception_alone(loop: asyncio.AbstractEventLoop) -> None:
+    """It is dropped while another error is on its way."""
+
+    def fail() -> None:
+        lookup: Any = loop.getaddrinfo("localhost", 80)
+        raise LookupError(lookup is None)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(LookupError, match="False"):
+            fail()
+
+
+def test_a_look_up_that_has_begun_says_nothing(
+    loop: asyncio.AbstractEventLoop, recwarn: pytest.WarningsRecorder
+) -> None:
+    async def main() -> None:
+        for host in ("127.0.0.1", "localhost"):
+            await loop.getaddrinfo(host, 80)
+            lookup: Any = loop.getaddrinfo(host, 80)
+            lookup.close()
+            task = asyncio.ensure_future(loop.getaddrinfo(host, 80))
+            task.cancel()
+            await asyncio.wait([task])
+
+    run(loop, main())
+    assert not recwarn.list
 
 
 def test_an_executor_of_the_programs_is_used(loop: asyncio.AbstractEventLoop) -> None:

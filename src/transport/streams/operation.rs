@@ -15,7 +15,7 @@ use pyo3::types::{PyBytes, PyTuple, PyType};
 use super::attributes::{Attributes, attribute};
 use super::class::Classes;
 use super::{reader, writer};
-use crate::py::{AttachedCell, stop_iteration, warn_never_awaited};
+use crate::py::{AttachedCell, in_destructor, stop_iteration, warn_never_awaited};
 
 /// What is to be done, with its arguments.
 #[derive(Clone, Copy)]
@@ -481,14 +481,7 @@ impl Drop for StreamOperation {
             if let Phase::Finished = *self.phase.borrow_mut(py) {
                 return;
             }
-            // The interpreter may be on its way to handle an exception when it drops us; it must find it again.
-            let pending = PyErr::take(py);
-            if let Err(error) = self.finalize(py) {
-                error.write_unraisable(py, None);
-            }
-            if let Some(pending) = pending {
-                pending.restore(py);
-            }
+            in_destructor(py, || self.finalize(py));
         });
     }
 }
