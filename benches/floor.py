@@ -28,7 +28,7 @@ from . import tls
 from .loops import BASELINE, OURS
 from .network import BACKLOG, KIB, Announce, Bulk, announce_socket
 from .report import as_markdown, as_text, describe_machine, describe_versions, today
-from .row import Sample, Served
+from .row import Served
 from .runner import Effort, missing, take_sample
 
 Answer = TypeVar("Answer")
@@ -153,12 +153,12 @@ KINDS: dict[str, Callable[[ssl.SSLContext, socket.socket], Connection]] = {
     "SSLObject": InMemory,
     "SSLSocket": Direct,
 }
-MEASURED = {row.name: row for row in tls.ROWS if row.name in WORKS}
+WITH_LOOP: dict[str, Served] = {row.name: row for row in tls.ROWS}
 ROWS = {
     f"{name}, {kind}": dataclasses.replace(
-        row, name=f"{name}, {kind}", serve=partial(serve, KINDS[kind], WORKS[name])
+        WITH_LOOP[name], name=f"{name}, {kind}", serve=partial(serve, KINDS[kind], work)
     )
-    for name, row in MEASURED.items()
+    for name, work in WORKS.items()
     for kind in KINDS
 }
 """The same rows, without a loop."""
@@ -171,8 +171,9 @@ def measure(row: Served, rounds: int) -> dict[str, float]:
         for loop in (BASELINE, OURS):
             costs.setdefault(loop, []).append(take_sample(row, loop, Effort()).cost)
         for kind in KINDS:
-            sample: Sample = take_sample(ROWS[f"{row.name}, {kind}"], "asyncio", Effort())
-            costs.setdefault(kind, []).append(sample.cost)
+            costs.setdefault(kind, []).append(
+                take_sample(ROWS[f"{row.name}, {kind}"], "asyncio", Effort()).cost
+            )
     return {name: median(taken) for name, taken in costs.items()}
 
 
@@ -183,7 +184,8 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table there (markdown)")
     arguments = parser.parse_args()
     table = [["work", BASELINE, OURS, *(f"{kind}, no loop" for kind in KINDS)]]
-    for name, row in MEASURED.items():
+    for name in WORKS:
+        row = WITH_LOOP[name]
         if not re.search(arguments.rows, name, re.IGNORECASE):
             continue
         if absent := missing(row):
