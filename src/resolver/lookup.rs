@@ -44,13 +44,16 @@ enum Phase {
 }
 
 impl Phase {
-    /// The name of asyncio's coroutine, if it has not begun.
-    fn is_unbegun(&self) -> Option<&'static str> {
-        match self {
-            Phase::Created(_, Question::Address(_), _) => Some("BaseEventLoop.getnameinfo"),
-            Phase::Created(..) | Phase::Known { .. } => Some("BaseEventLoop.getaddrinfo"),
-            Phase::Waiting { .. } | Phase::Answered(_) | Phase::Finished => None,
-        }
+    /// The look-up is dropped. As a coroutine, it says so if it has not begun.
+    fn end(self, py: Python<'_>) {
+        // asyncio's names.
+        let unbegun = match &self {
+            Phase::Created(_, Question::Address(_), _) => "BaseEventLoop.getnameinfo",
+            Phase::Created(..) | Phase::Known { .. } => "BaseEventLoop.getaddrinfo",
+            Phase::Waiting { .. } | Phase::Answered(_) | Phase::Finished => return,
+        };
+        drop(self);
+        in_destructor(py, || warn_never_awaited(py, unbegun));
     }
 }
 
@@ -70,15 +73,9 @@ impl Recycled for Lookup {
         if matches!(phase, Phase::Finished) {
             return;
         }
-        let bury = |py: Python<'_>| {
-            if let Some(name) = phase.is_unbegun() {
-                in_destructor(py, || warn_never_awaited(py, name));
-            }
-            drop(phase);
-        };
         // SAFETY: the interpreter destroys objects attached. (pyo3 would put it off to drop a `Py` outside of its own
         // calls.)
-        unsafe { attached(bury) };
+        unsafe { attached(|py| phase.end(py)) };
     }
 
     fn pool() -> &'static Pool {
@@ -240,6 +237,6 @@ impl Lookup {
     }
 
     fn __clear__(&self, py: Python<'_>) {
-        drop(self.phase.replace(py, Phase::Finished));
+        self.phase.replace(py, Phase::Finished).end(py);
     }
 }

@@ -6,12 +6,15 @@ Nothing here measures time: SAFETY only ends a test that would otherwise hang.
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
 import inspect
 import logging
 import os
 import socket
 import struct
+import termios
 import time
 from asyncio import format_helpers
 from collections.abc import Callable, Coroutine
@@ -124,6 +127,13 @@ def reset(peer: socket.socket) -> None:
     """Closes a TCP connection with a reset instead of an orderly end."""
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()
+
+
+def unread(sock: Any) -> int:
+    """How many bytes the kernel has for a socket."""
+    size = array.array("i", [0])
+    fcntl.ioctl(sock.fileno(), termios.FIONREAD, size)
+    return size[0]
 
 
 def fill(sock: socket.socket) -> int:

@@ -430,6 +430,14 @@ def test_a_look_up_that_nobody_awaits_says_so(loop: asyncio.AbstractEventLoop, h
             forget()
 
 
+def test_a_look_up_in_a_cycle_that_nobody_awaits_says_so(loop: asyncio.AbstractEventLoop) -> None:
+    cycle: list[Any] = [loop.getaddrinfo("localhost", 80)]
+    cycle.append(cycle)
+    del cycle
+    with pytest.warns(RuntimeWarning, match="never awaited"):
+        gc.collect()
+
+
 def test_a_look_up_that_nobody_awaits_leaves_an_exception_alone(loop: asyncio.AbstractEventLoop) -> None:
     """It is dropped while another error is on its way."""
 

@@ -4,17 +4,14 @@ mioloop, and on mioloop with its methods switched off.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
-import fcntl
 import gc
 import inspect
 import os
 import socket
 import subprocess
 import sys
-import termios
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -29,7 +26,7 @@ from hypothesis import strategies as st
 import mioloop
 from mioloop import _core
 
-from .support import SAFETY, import_line, run, settle, socketpair, until
+from .support import SAFETY, import_line, run, settle, socketpair, unread, until
 
 Outcome = Any
 Step = tuple[Any, ...]
@@ -64,13 +61,6 @@ async def stream(
         peer.close()
         writer.transport.abort()
         await until(lambda: ours.fileno() == -1)
-
-
-def unread(sock: Any) -> int:
-    """How many bytes the kernel has for a socket."""
-    size = array.array("i", [0])
-    fcntl.ioctl(sock.fileno(), termios.FIONREAD, size)
-    return size[0]
 
 
 def in_core(reader: asyncio.StreamReader) -> bool:

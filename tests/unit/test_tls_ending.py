@@ -47,6 +47,23 @@ def write_until_paused(transport: Any, protocol: Recorder) -> int:
     return size
 
 
+def tunnelled(outer: Peer, tls: Contexts) -> Peer:
+    """A peer within another one's connection."""
+    inner = Peer(outer.sock, tls, server_side=False)
+
+    async def send() -> None:
+        await outer.write(inner.outgoing.read())
+
+    async def receive() -> None:
+        data = await outer.do(outer.tls.read, 100_000)
+        if not data:
+            raise CutOff
+        inner.incoming.write(data)
+
+    inner.send, inner.receive = send, receive  # type: ignore[method-assign]
+    return inner
+
+
 @pytest.mark.parametrize("server_side", [True, False])
 def test_close(loop: asyncio.AbstractEventLoop, tls: Contexts, server_side: bool) -> None:
     async def main() -> None:
@@ -302,18 +319,7 @@ def test_the_transport_beneath_is_a_secure_one(
 
     async def main() -> None:
         async with secured(Recorder(), tls) as (beneath, _, outer):
-            inner = Peer(outer.sock, tls, server_side=False)
-
-            async def send() -> None:
-                await outer.write(inner.outgoing.read())
-
-            async def receive() -> None:
-                data = await outer.do(outer.tls.read, 100_000)
-                if not data:
-                    raise CutOff
-                inner.incoming.write(data)
-
-            inner.send, inner.receive = send, receive  # type: ignore[method-assign]
+            inner = tunnelled(outer, tls)
             transport: Any
             protocol = Acting("data", lambda _: end(transport, beneath)) if within else Recorder()
             starting = loop.start_tls(beneath, protocol, tls.server, server_side=True)
@@ -670,18 +676,26 @@ def test_a_transport_that_nobody_closes(loop: asyncio.AbstractEventLoop, tls: Co
     assert transport.get_extra_info("sslcontext") is tls.server
 
 
+@pytest.mark.parametrize("layers", [1, 2])
 def test_a_large_write_to_a_peer_that_is_gone(
-    loop: asyncio.AbstractEventLoop, tls: Contexts, caplog: pytest.LogCaptureFixture
+    loop: asyncio.AbstractEventLoop, tls: Contexts, caplog: pytest.LogCaptureFixture, layers: int
 ) -> None:
     """It is one write, however many pieces it is sent in, and nobody has gone on in spite of a warning."""
 
     async def main() -> None:
         async with secured(Recorder(), tls) as (transport, protocol, peer):
+            if layers == 2:
+                protocol = Recorder()
+                starting = asyncio.get_running_loop().start_tls(
+                    transport, protocol, tls.server, server_side=True
+                )
+                transport, _ = await asyncio.gather(starting, tunnelled(peer, tls).handshake())
             reset(peer.sock)
             transport.write(b"x" * 5_000_000)
             assert transport.get_write_buffer_size() == 0
             await until(lambda: protocol.is_lost)
-            assert protocol.names == ["made", "lost"]
+            # start_tls does not call connection_made.
+            assert protocol.names == ["made", "lost"][layers - 1 :]
             assert isinstance(protocol.loss, ConnectionError)
 
     with caplog.at_level(logging.WARNING, "asyncio"):

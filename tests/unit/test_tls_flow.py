@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from .protocols import BufferedRecorder, Recorder
-from .support import run, settle, until
+from .support import SAFETY, run, settle, unread, until
 from .tls_peer import Contexts, is_asyncio, make_contexts, secured
 
 APPLICATION_DATA = 23  # a record's first byte
@@ -61,6 +61,22 @@ def test_the_size_of_the_write_buffer_is_what_is_held(loop: asyncio.AbstractEven
             assert transport.get_write_buffer_size() >= held + 1000
             await peer.read(size + 1000)
             await until(lambda: transport.get_write_buffer_size() == 0)
+
+    run(loop, main())
+
+
+@pytest.mark.parametrize("size", [64, 84, 100, 148, 180])
+def test_a_large_write_leaves_at_once(loop: asyncio.AbstractEventLoop, tls: Contexts, size: int) -> None:
+    """All of it, within the callback that writes, if there is room: what is not held is with the kernel."""
+
+    async def main() -> None:
+        async with secured(Recorder(), tls) as (transport, _protocol, peer):
+            transport.write(b"x" * (size * 1024))
+            assert transport.get_write_buffer_size() == 0
+            ends = time.monotonic() + SAFETY
+            while unread(peer.sock) < size * 1024 and time.monotonic() < ends:
+                time.sleep(0.001)
+            assert unread(peer.sock) >= size * 1024
 
     run(loop, main())
 

@@ -200,11 +200,22 @@ impl BoundBeneath<'_> {
         }
     }
 
-    /// Whether a stream has ended with an error, of which the protocol will hear.
+    /// Sends what a stream holds back until the end of the iteration.
+    pub fn send_held_back(&self) -> PyResult<()> {
+        match self {
+            BoundBeneath::Stream(stream) => StreamTransport::send_held_back(stream),
+            BoundBeneath::Other(_) => Ok(()),
+        }
+    }
+
+    /// Whether whatever is written from now on is dropped.
     pub fn is_lost(&self, py: Python<'_>) -> bool {
         match self {
             BoundBeneath::Stream(stream) => stream.as_super().get().state.borrow_mut(py).conn_lost > 0,
-            BoundBeneath::Other(_) => false,
+            BoundBeneath::Other(other) => match other.cast::<TlsTransport>() {
+                Ok(tls) => tls.get().beneath(py).map_or(true, |beneath| beneath.is_lost(py)),
+                Err(_) => false,
+            },
         }
     }
 

@@ -167,6 +167,9 @@ impl TlsTransport {
     /// How many bytes were written and have not left the process: what is not encrypted yet, and what is and waits
     /// for the kernel. As `asyncio.WriteTransport.get_write_buffer_size`.
     fn get_write_buffer_size(&self, py: Python<'_>) -> PyResult<usize> {
+        if let Ok(beneath) = self.beneath(py) {
+            beneath.send_held_back()?;
+        }
         Ok(self.held(py) + self.engine.outgoing(py)?)
     }
 

@@ -59,6 +59,7 @@ impl TlsTransport {
         let (py, this) = (slf.py(), slf.get());
         let mut ciphertext: Vec<Bound<'_, PyBytes>> = Vec::new();
         let mut size = 0;
+        let mut in_parts = false;
         let mut left_over = true;
         while all || !this.state.borrow_mut(py).beneath_full {
             let unit = {
@@ -86,6 +87,7 @@ impl TlsTransport {
             let left = this.state.borrow_mut(py).backlog.size();
             if size >= SEND && left >= RECORD {
                 size = 0;
+                in_parts = true;
                 let beneath = this.beneath(py)?;
                 beneath.send(py, std::mem::take(&mut ciphertext))?;
                 if beneath.is_lost(py) {
@@ -100,10 +102,11 @@ impl TlsTransport {
         if left_over && (all || !this.state.borrow_mut(py).beneath_full) && this.engine.outgoing(py)? > 0 {
             ciphertext.push(this.engine.take_outgoing(py)?);
         }
-        if ciphertext.is_empty() {
-            return Ok(());
+        if !ciphertext.is_empty() {
+            this.beneath(py)?.send(py, ciphertext)?;
         }
-        this.beneath(py)?.send(py, ciphertext)
+        // To the stream the last part is a second write in the iteration, which may wait for its end.
+        if in_parts { this.beneath(py)?.send_held_back() } else { Ok(()) }
     }
 
     /// It can't be sent any more.
