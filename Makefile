@@ -42,7 +42,7 @@ say = @echo "== CPython $(TAG): $(1)"
 # Runs a command without its output, unless it fails.
 quietly = @out=$$($(1) 2>&1) || { echo "$$out" >&2; exit 1; }
 
-.PHONY: help build demo test test-more lint bench bench-wheel bench-report bench-micro instructions pyperformance docs wheels program-versions \
+.PHONY: help build demo test test-more lint bench bench-wheel bench-report bench-floor bench-micro instructions pyperformance docs wheels program-versions \
   clean FORCE test-rust test-unit test-python test-programs test-conformance test-debug test-stress test-conformance-modes
 
 help: ## list these commands
@@ -140,6 +140,10 @@ bench-wheel: $(VENV)/.group-bench ## the same with the wheel that `make wheels` 
 
 bench-report: $(EXTENSION) $(VENV)/.group-bench ## docs/benchmarks.md again, from the results that there are
 	@$(BIN)/python -m benches --from $$(ls -tr $(RESULTS)/*.json) --report docs/benchmarks.md
+
+bench-floor: $(EXTENSION) $(VENV)/.group-bench ## what TLS costs without a loop, for the same page
+	@$(BIN)/python -m benches.floor --table $(RESULTS)/floor.md
+	@$(MAKE) --no-print-directory bench-report
 
 instructions: $(EXTENSION) $(VENV)/.group-test ## instructions per operation, counted: fails where they have grown
 	@$(BIN)/python -m benches.instructions

@@ -29,7 +29,7 @@ from .loops import BASELINE, OURS
 from .network import BACKLOG, KIB, Announce, Bulk, announce_socket
 from .report import as_markdown, as_text, describe_machine, describe_versions, today
 from .row import Served
-from .runner import Effort, missing, take_sample
+from .runner import Effort, SampleFailed, missing, take_sample
 
 Answer = TypeVar("Answer")
 RECEIVE = 256 * KIB
@@ -164,17 +164,22 @@ ROWS = {
 """The same rows, without a loop."""
 
 
-def measure(row: Served, rounds: int) -> dict[str, float]:
-    """The median cost of a row on the two loops and without one."""
-    costs: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for loop in (BASELINE, OURS):
-            costs.setdefault(loop, []).append(take_sample(row, loop, Effort()).cost)
-        for kind in KINDS:
-            costs.setdefault(kind, []).append(
-                take_sample(ROWS[f"{row.name}, {kind}"], "asyncio", Effort()).cost
-            )
-    return {name: median(taken) for name, taken in costs.items()}
+def measure(row: Served, rounds: int) -> dict[str, float | None]:
+    """The median cost of a row on the two loops and without one; none of what failed."""
+    contenders = [(BASELINE, row, BASELINE), (OURS, row, OURS)]
+    contenders += [(kind, ROWS[f"{row.name}, {kind}"], "asyncio") for kind in KINDS]
+    costs: dict[str, list[float]] = {name: [] for name, _, _ in contenders}
+    failed = set()
+    for turn in range(rounds):
+        # Whoever comes first in one round comes last in the next.
+        first = turn % len(contenders)
+        for name, work, loop in (*contenders[first:], *contenders[:first]):
+            try:
+                costs[name].append(take_sample(work, loop, Effort()).cost)
+            except SampleFailed as reason:
+                print(f"{row.name}, {name}: {reason}", file=sys.stderr)
+                failed.add(name)
+    return {name: None if name in failed else median(taken) for name, taken in costs.items()}
 
 
 def main() -> None:
@@ -193,7 +198,8 @@ def main() -> None:
             continue
         costs = measure(row, arguments.rounds)
         base = costs.pop(BASELINE)
-        table.append([name, quantity(base), *(f"{cost / base:.2f}" for cost in costs.values())])
+        shares = [f"{cost / base:.2f}" if cost and base else "failed" for cost in costs.values()]
+        table.append([name, quantity(base) if base else "failed", *shares])
         print("  ".join(table[-1]), file=sys.stderr, flush=True)
     print(as_text(table))
     if arguments.table:

@@ -21,7 +21,7 @@ Table = list[list[str]]
 NOTES = Path(__file__).with_name("notes.toml")
 # The table that `make pyperformance` has written last, if it has.
 PYPERFORMANCE = Path(__file__).with_name("results") / "pyperformance.md"
-# And that of `python -m benches.floor`.
+# And that of `make bench-floor`.
 FLOOR = PYPERFORMANCE.with_name("floor.md")
 
 
@@ -198,7 +198,7 @@ def write_markdown(path: Path, runs: Sequence[Run]) -> None:
             "thread for each connection, beside the two loops in the same run. `SSLObject` works between "
             "two memory BIOs, which is the only way that `ssl` has for an event loop; `SSLSocket` has the "
             "socket itself. Threads that take turns cost something too, so the rows with one connection "
-            "say most. `python -m benches.floor` repeats it.",
+            "say most. `make bench-floor` repeats it.",
             FLOOR.read_text().strip(),
         ]
     parts += ["## Throughput", as_markdown(rates(results, loops))]
