@@ -53,8 +53,9 @@ def command(server: str, loop: str, port: int, certificate: str | None) -> list[
             patience = ["--graceful-timeout", "60"]
             return [*python, "gunicorn", "-b", address, "-w", "2", "-k", worker, *patience, APPLICATION]
         case "gunicorn":
-            patience = ["--graceful-timeout", "60"]
-            return [*python, *on_loop, "gunicorn", "-b", address, "-k", "asgi", *patience, APPLICATION]
+            # Not `auto`, which takes uvloop where that is installed, as it is beside the benchmark.
+            options = ["-k", "asgi", "--asgi-loop", "asyncio", "--graceful-timeout", "60"]
+            return [*python, *on_loop, "gunicorn", "-b", address, *options, APPLICATION]
         case "hypercorn":
             tls = ["--certfile", certificate, "--keyfile", certificate] if certificate else []
             options = ["--workers", "0", "--graceful-timeout", "60", *tls]
