@@ -3,7 +3,7 @@
 A server of blocking sockets, a thread for each connection, the interpreter's `ssl`, and nothing else. There
 are two of them. With `SSLSocket` OpenSSL reads and writes the socket itself. With `SSLObject` the bytes go
 through two memory BIOs, which is the only way that `ssl` has for an event loop, and costs two more copies
-of everything. What the second one takes no loop can save; the first shows what the detour costs.
+of everything. What OpenSSL takes in the second no loop can save; the first shows what the detour costs.
 """
 
 from __future__ import annotations

@@ -84,8 +84,7 @@ impl TlsTransport {
             size += data.as_bytes().len();
             ciphertext.push(data);
             // A small rest leaves with what is there already.
-            let left = this.state.borrow_mut(py).backlog.size();
-            if size >= SEND && left >= RECORD {
+            if size >= SEND && this.state.borrow_mut(py).backlog.size() >= RECORD {
                 size = 0;
                 in_parts = true;
                 let beneath = this.beneath(py)?;
